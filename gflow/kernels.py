@@ -1,0 +1,143 @@
+"""Step distributions: what a policy says about the next action of each row.
+
+A kernel samples, scores, and compares; discrete kernels sample by the Gumbel-max rule from noise
+drawn beforehand (one call for a block of steps), so that a step holds no random-number call, can
+be compiled, and depends on nothing but an explicit generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Kernel(Protocol):
+    """A distribution over actions for each of n rows."""
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions [n] or [n, factors] from `noise` as drawn by `Environment.noise`."""
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log-probability of each row's action, [n]."""
+
+    def log_probs(self) -> Tensor:
+        """log-probabilities of all actions, [n, A]; factors are flattened, last one fastest."""
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, [n]."""
+
+    def kl(self, other: Kernel) -> Tensor:
+        """KL(self || other) in nats, [n]."""
+
+    def explore(self, uniform: Tensor | None, temperature: float) -> Kernel:
+        """Behaviour kernel: rows where `uniform` [n] bool holds pick any legal action evenly."""
+
+
+def gumbel_noise(
+    shape: tuple[int, ...],
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    """Standard Gumbel noise; never infinite, so that illegal actions stay at -inf."""
+    noise = torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator)
+    return noise.clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
+
+
+class Categorical:
+    """Masked categorical distribution over A actions.
+
+    Args:
+        logits: [n, A].
+        mask: [n, A] bool, legal actions (at least one a row), or None when all are.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor | None = None):
+        self.logits = logits if mask is None else torch.where(mask, logits, -torch.inf)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Gumbel-max sample, [n]."""
+        return (self.logits + noise).argmax(-1)
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities of all actions, [n, A], -inf where illegal."""
+        return torch.log_softmax(self.logits, -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log-probability of each row's action, [n]."""
+        return self.log_probs().gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, [n]."""
+        log_p = self.log_probs()
+        return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+
+    def kl(self, other: Kernel) -> Tensor:
+        """KL(self || other) in nats, [n]; both must have the same legal actions."""
+        log_p, log_q = self.log_probs(), other.log_probs()
+        return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+
+    def explore(self, uniform: Tensor | None, temperature: float) -> Categorical:
+        """Behaviour kernel: tempered logits, and legal actions evenly where `uniform` holds."""
+        logits = self.logits if temperature == 1.0 else self.logits / temperature
+        if uniform is not None:
+            # -inf marks illegal actions; everything else becomes equally likely.
+            flat = torch.where(logits > -torch.inf, 0.0, -torch.inf)
+            logits = torch.where(uniform.unsqueeze(-1), flat, logits)
+        return Categorical(logits)
+
+
+class Factored:
+    """Autoregressive product of two kernels: an action's first factor, then the second given it.
+
+    Args:
+        first: kernel of the first factor.
+        second: makes the kernel of the second factor from chosen first factors [n].
+        sizes: numbers of values of both factors.
+    """
+
+    def __init__(
+        self, first: Categorical, second: Callable[[Tensor], Categorical], sizes: tuple[int, int]
+    ):
+        self.first, self.second, self.sizes = first, second, sizes
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Gumbel-max sample, [n, 2]."""
+        one = self.first.sample(noise[..., : self.sizes[0]])
+        two = self.second(one).sample(noise[..., self.sizes[0] :])
+        return torch.stack([one, two], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log-probability of each row's action [n, 2], [n]."""
+        one, two = action.unbind(-1)
+        return self.first.log_prob(one) + self.second(one).log_prob(two)
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities of all pairs, [n, A1 * A2]; for small spaces only."""
+        first = self.first.log_probs()
+        return torch.cat(
+            [
+                first[:, i : i + 1] + self.second(torch.full_like(first[:, 0], i, dtype=torch.int64)).log_probs()
+                for i in range(self.sizes[0])
+            ],
+            -1,
+        )
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, [n]."""
+        return Categorical(self.log_probs()).entropy()
+
+    def kl(self, other: Kernel) -> Tensor:
+        """KL(self || other) in nats, [n]."""
+        return Categorical(self.log_probs()).kl(other)
+
+    def explore(self, uniform: Tensor | None, temperature: float) -> Factored:
+        """Behaviour kernel: both factors explore in the same rows."""
+        return Factored(
+            self.first.explore(uniform, temperature),
+            lambda one: self.second(one).explore(uniform, temperature),
+            self.sizes,
+        )
