@@ -434,3 +434,28 @@ def _log_pb_by_paths(env: Environment, batch: Trajectories, total: bool) -> Tens
     states = States(batch.states.flatten(0, 1), column.flatten(), (column >= lengths).flatten())
     counts = env.log_n_paths(states).view(n, horizon + 1)
     return torch.where(batch.valid, counts[:, :-1] - counts[:, 1:], 0.0)
+
+
+class Loss(NamedTuple):
+    """What an objective returns.
+
+    Attributes:
+        value: scalar to minimise.
+        metrics: detached scalars worth logging.
+        weight: number of terms the mean in `value` runs over; parallel processes weigh by it.
+    """
+
+    value: Tensor
+    metrics: dict[str, Tensor]
+    weight: Tensor | int
+
+
+class Objective(Protocol):
+    """A training objective: settings, and a call on a policy and a batch."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `evaluate` must deliver."""
+
+    def __call__(self, policy: Policy, batch: Trajectories) -> Loss:
+        """The loss of a batch with log-rewards."""

@@ -1,0 +1,7 @@
+"""Policy networks: one trunk, several heads."""
+
+from gflow.policies.common import BackwardKind, fixed_backward_kernel, seeded_weights
+from gflow.policies.log_z import LogZ
+from gflow.policies.mlp import MLPPolicy
+
+__all__ = ["BackwardKind", "LogZ", "MLPPolicy", "fixed_backward_kernel", "seeded_weights"]

@@ -1,0 +1,76 @@
+"""A multi-layer perceptron for flat states: one trunk, several heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from gflow.kernels import Categorical
+from gflow.mdp import Condition, Environment, Heads, States
+from gflow.policies.common import BackwardKind, fixed_backward_kernel, seeded_weights
+from gflow.policies.log_z import LogZ
+
+
+class MLPPolicy(nn.Module):
+    """Forward, backward and flow heads on one shared trunk.
+
+    Args:
+        env: environment with plain actions whose `observe` returns [n, observation_size].
+        hidden: widths of the hidden layers; len(hidden) + 1 linear layers on the way to a head.
+        condition_size: width of the condition's encoding, 0 without conditions.
+        backward: "learned" (own head), "uniform" over parents, "paths" (exact path counts), or
+            "tree" (every state has one parent).
+        flow: add a head for log F(s).
+        seed: seeds the initial weights.
+
+    Raises:
+        ValueError: the environment's actions have factors, or its observations are no tensor.
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        hidden: Sequence[int] = (256, 256),
+        condition_size: int = 0,
+        backward: BackwardKind = "uniform",
+        flow: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if len(env.action_sizes) != 1 or not env.observation_size:
+            raise ValueError(f"{type(env).__name__} has no flat observations or plain actions")
+        self.env, self.backward = env, backward
+        sizes = [env.observation_size + condition_size, *hidden]
+        layers: list[nn.Module] = []
+        with seeded_weights(seed):
+            for width, following in zip(sizes[:-1], sizes[1:], strict=True):
+                layers += [nn.Linear(width, following), nn.ReLU()]
+            self.trunk = nn.Sequential(*layers)
+            self.forward_head = nn.Linear(sizes[-1], env.action_sizes[0])
+            if backward == "learned":
+                self.backward_head = nn.Linear(sizes[-1], env.n_backward_actions)
+            if flow:
+                self.flow_head = nn.Linear(sizes[-1], 1)
+            self.log_z = LogZ(condition_size)
+        self.flow = flow
+        self.conditional = condition_size > 0
+
+    def forward(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
+        """Heads for each row, from one pass through the trunk."""
+        x = self.env.observe(states).to(self.forward_head.weight.dtype)
+        if self.conditional:
+            x = torch.cat([x, condition.encoding.to(x.dtype)], -1)
+        h = self.trunk(x)
+        forward = backward = flow = None
+        if "log_pf" in needs:
+            forward = Categorical(self.forward_head(h), self.env.forward_mask(states))
+        if "log_pb" in needs:
+            if self.backward == "learned":
+                backward = Categorical(self.backward_head(h), self.env.backward_mask(states))
+            else:
+                backward = fixed_backward_kernel(self.env, states, self.backward, h.dtype)
+        if "log_flow" in needs and self.flow:
+            flow = self.flow_head(h).squeeze(-1)
+        return Heads(forward, backward, flow)

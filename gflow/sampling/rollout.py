@@ -1,0 +1,217 @@
+"""Forward and backward rollouts: one function, in blocks of steps, without gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gflow.mdp import Condition, Policy, States, Trajectories
+
+BLOCK = 8
+"""Steps between two looks at the `done` flags; one look is one host synchronisation."""
+
+COMPACT_FROM = 64
+"""Below this batch size dropping finished rows costs more than computing them."""
+
+_FORWARD = frozenset({"log_pf"})
+_BACKWARD = frozenset({"log_pb"})
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """How the behaviour policy differs from P_F; losses always score P_F itself.
+
+    Attributes:
+        epsilon: probability, at each step of each row, of an even choice among legal actions.
+        temperature: logits are divided by it.
+    """
+
+    epsilon: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1 or self.temperature <= 0:
+            raise ValueError("exploration needs 0 <= epsilon <= 1 and temperature > 0")
+
+
+class Block(NamedTuple):
+    """Some consecutive steps of n rows: tensors [n, k, ...], and the states they lead to."""
+
+    states: States
+    data: Tensor
+    actions: Tensor
+    active: Tensor
+    log_p: Tensor | None
+
+
+StepBlock = Callable[..., Block]
+
+
+def step_block(
+    policy: Policy,
+    states: States,
+    condition: Condition,
+    noise: Tensor,
+    uniform: Tensor | None,
+    temperature: float,
+    backward: bool,
+    keep_log_p: bool,
+    stop_early: bool,
+) -> Block:
+    """Take `noise.shape[0]` steps; with `stop_early`, fewer once all rows are finished."""
+    env = policy.env
+    data, actions, active, log_p = [], [], [], []
+    for t in range(noise.shape[0]):
+        heads = policy(states, condition, _BACKWARD if backward else _FORWARD)
+        kernel = heads.backward if backward else heads.forward
+        assert kernel is not None
+        behaviour = kernel
+        if uniform is not None or temperature != 1.0:
+            behaviour = kernel.explore(None if uniform is None else uniform[t], temperature)
+        action = behaviour.sample(noise[t])
+        data.append(states.data)
+        actions.append(action)
+        active.append(states.step > 0 if backward else ~states.done)
+        if keep_log_p:
+            log_p.append(kernel.log_prob(action))
+        states = env.backstep(states, action) if backward else env.step(states, action)
+        if stop_early and not bool(_unfinished(states, backward).any()):
+            break
+    kept = torch.stack(log_p, 1) if keep_log_p else None
+    return Block(states, torch.stack(data, 1), torch.stack(actions, 1), torch.stack(active, 1), kept)
+
+
+def compile_block() -> StepBlock:
+    """`step_block` as one compiled graph; worth it at small batches, costs seconds to build."""
+    return torch.compile(step_block, fullgraph=True, dynamic=False)
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    start: States,
+    condition: Condition,
+    generator: torch.Generator | None,
+    *,
+    exploration: Exploration = Exploration(),  # noqa: B008  (frozen)
+    backward: bool = False,
+    keep_log_pf: bool = False,
+    block: StepBlock = step_block,
+) -> Trajectories:
+    """Sample trajectories from s0 forward by P_F, or from terminal states backward by P_B.
+
+    Args:
+        policy: policy whose environment is walked.
+        start: n initial states (forward) or n terminal states (backward).
+        condition: n conditions.
+        generator: source of randomness, on the states' device.
+        exploration: behaviour policy.
+        backward: walk from terminal states to s0; the record comes back in forward order.
+        keep_log_pf: store log P_F of the sampled actions (forward only).
+        block: `step_block`, or what `compile_block` returns.
+
+    Returns:
+        Trajectories padded to the longest one; rewards, log-rewards and groups are not set.
+    """
+    env, device = policy.env, start.data.device
+    eager = block is step_block
+    known_length = env.fixed_length and not backward
+    states, walking, rows, final = start, condition, None, start
+    pieces: list[tuple[Tensor | None, Block]] = []
+    total = 0
+    while total < env.max_steps:
+        steps = min(BLOCK, env.max_steps - total) if eager else BLOCK
+        dtype = condition.inverse_temperature.dtype
+        noise = env.noise(steps, states.n, generator, dtype, device, backward)
+        uniform = None
+        if exploration.epsilon > 0:
+            drawn = torch.empty(steps, states.n, device=device).uniform_(generator=generator)
+            uniform = drawn < exploration.epsilon
+        look_often = eager and device.type == "cpu" and not known_length
+        piece = block(
+            policy, states, walking, noise, uniform, exploration.temperature, backward,
+            keep_log_pf, look_often,
+        )  # fmt: skip
+        pieces.append((rows, piece))
+        total += piece.active.shape[1]
+        states = piece.states
+        final = states if rows is None else _put(final, rows, states)
+        if known_length:
+            continue
+        alive = _unfinished(states, backward)
+        n_alive = int(alive.sum())
+        if n_alive == 0:
+            break
+        if eager and states.n >= COMPACT_FROM and 2 * n_alive <= states.n:
+            rows = alive.nonzero().squeeze(1) if rows is None else rows[alive]
+            states, walking = states.rows(alive), walking.rows(alive)
+    return _assemble(policy, start, final, pieces, total, condition, backward)
+
+
+def _unfinished(states: States, backward: bool) -> Tensor:
+    return states.step > 0 if backward else ~states.done
+
+
+def _put(states: States, rows: Tensor, new: States) -> States:
+    return States(*(old.index_copy(0, rows, value) for old, value in zip(states, new, strict=True)))
+
+
+def _assemble(
+    policy: Policy,
+    start: States,
+    final: States,
+    pieces: list[tuple[Tensor | None, Block]],
+    total: int,
+    condition: Condition,
+    backward: bool,
+) -> Trajectories:
+    """Lay the blocks out as [n, T, ...], and turn backward walks round."""
+    env, n = policy.env, start.n
+    first = pieces[0][1]
+    data = final.data.unsqueeze(1).expand(n, total + 1, *final.data.shape[1:]).clone()
+    actions = first.actions.new_zeros(n, total, *first.actions.shape[2:])
+    active = torch.zeros(n, total, dtype=torch.bool, device=actions.device)
+    log_p = None if first.log_p is None else first.log_p.new_zeros(n, total)
+    at = 0
+    for rows, piece in pieces:
+        span = slice(at, at + piece.active.shape[1])
+        index = (slice(None), span) if rows is None else (rows, span)
+        data[index], actions[index], active[index] = piece.data, piece.actions, piece.active
+        if log_p is not None and piece.log_p is not None:
+            log_p[index] = torch.where(piece.active, piece.log_p, 0.0)
+        at = span.stop
+    lengths = active.sum(1)
+    horizon = int(lengths.max())
+    if backward:
+        # Step i of a backward walk of length L undid forward transition L - 1 - i.
+        column = torch.arange(horizon + 1, device=lengths.device)
+        source = lengths.unsqueeze(1) - column
+        data = _take(data, source.clamp(min=0))
+        undone = _take(actions, (source[:, :-1] - 1).clamp(min=0))
+        active = column[:-1] < lengths.unsqueeze(1)
+        children = _flat_states(data[:, 1:], lengths, first_column=1)
+        redone = env.forward_action(children, undone.flatten())
+        actions = redone.view(n, horizon, *redone.shape[1:])
+    else:
+        data, actions, active = data[:, : horizon + 1], actions[:, :horizon], active[:, :horizon]
+        parents = _flat_states(data[:, :-1], lengths, first_column=0)
+        undone = env.backward_action(parents, actions.flatten(0, 1)).view(n, horizon)
+        log_p = None if log_p is None else log_p[:, :horizon]
+    return Trajectories(data, actions, undone, active, condition, log_p)
+
+
+def _take(values: Tensor, column: Tensor) -> Tensor:
+    """values[b, column[b, t]] for all b and t."""
+    return values[torch.arange(len(values), device=values.device).unsqueeze(1), column]
+
+
+def _flat_states(data: Tensor, lengths: Tensor, first_column: int) -> States:
+    """States of columns [n, T, ...] as one batch of n * T."""
+    n, horizon = data.shape[:2]
+    column = torch.arange(first_column, first_column + horizon, device=lengths.device)
+    step = torch.minimum(column.expand(n, horizon), lengths.unsqueeze(1))
+    return States(data.flatten(0, 1), step.flatten(), (step >= lengths.unsqueeze(1)).flatten())

@@ -1,0 +1,74 @@
+"""From a reward vector and a condition to log R(x given c).
+
+Every scalarisation is a pure function (rewards [n, K], weights [n, K]) -> log S [n]; the
+log-reward is then beta * log S (Multi-Objective GFlowNets, 2022, arXiv 2210.12765).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gflow.mdp import Condition
+
+SMALLEST = 1e-8
+"""Scalarised rewards are clamped here before the logarithm."""
+
+
+def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """log sum_k w_k r_k, [n]. Rewards must not be negative."""
+    _check(rewards, weights, "weighted_sum", upper=None)
+    return (weights * rewards).sum(-1).clamp(min=SMALLEST).log()
+
+
+def weighted_log_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """sum_k w_k log r_k, the weighted geometric mean, [n]. Rewards must not be negative."""
+    _check(rewards, weights, "weighted_log_sum", upper=None)
+    return (weights * rewards.clamp(min=SMALLEST).log()).sum(-1)
+
+
+def tchebycheff(rewards: Tensor, weights: Tensor) -> Tensor:
+    """log(1 - max_k w_k |1 - r_k|), [n]: distance to the utopia point 1. Rewards lie in [0, 1]."""
+    _check(rewards, weights, "tchebycheff", upper=1.0)
+    return (1 - (weights * (1 - rewards).abs()).amax(-1)).clamp(min=SMALLEST).log()
+
+
+SCALARIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "weighted_sum": weighted_sum,
+    "weighted_log_sum": weighted_log_sum,
+    "tchebycheff": tchebycheff,
+}
+
+
+def log_reward(
+    rewards: Tensor,
+    condition: Condition,
+    scalarization: Callable[[Tensor, Tensor], Tensor] = weighted_sum,
+    lowest: float = -75.0,
+) -> Tensor:
+    """log R(x given c) = beta * log S_w(r(x)), clamped below at `lowest`, [n].
+
+    Without a preference the rewards are weighed evenly.
+    """
+    weights = condition.preference
+    if weights is None:
+        weights = torch.full_like(rewards, 1 / rewards.shape[-1])
+    beta = condition.inverse_temperature.to(rewards.dtype)
+    return (beta * scalarization(rewards, weights.to(rewards.dtype))).clamp(min=lowest)
+
+
+def _check(rewards: Tensor, weights: Tensor, name: str, upper: float | None) -> None:
+    if rewards.shape != weights.shape:
+        raise ValueError(
+            f"{name}: rewards {tuple(rewards.shape)} and weights {tuple(weights.shape)} differ"
+        )
+    bad = ~(rewards >= 0) if upper is None else ~((rewards >= 0) & (rewards <= upper + 1e-6))
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        limits = "at least 0" if upper is None else f"in [0, {upper:g}]"
+        raise ValueError(
+            f"{name}: reward {rewards[row, column].item():g} (row {row}, column {column}) "
+            f"must be {limits}"
+        )
