@@ -92,7 +92,9 @@ class HyperGrid(Environment):
         return self.encode(list(itertools.product(range(self.side), repeat=self.dim)))
 
 
-def corner_reward(data: Tensor, side: int, r0: float = 0.1, r1: float = 0.5, r2: float = 2.0) -> Tensor:
+def corner_reward(
+    data: Tensor, side: int, r0: float = 0.1, r1: float = 0.5, r2: float = 2.0
+) -> Tensor:
     """The standard HyperGrid reward, [n], with 2 ** dim modes.
 
     R = r0 + r1 prod 1[a > 1/4] + r2 prod 1[0.3 < a < 0.4], a = |s / (side - 1) - 1/2|

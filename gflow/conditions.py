@@ -97,7 +97,7 @@ class Conditions:
     """
 
     n_rewards: int = 1
-    inverse_temperature: InverseTemperature = InverseTemperature()  # noqa: RUF009  (frozen)
+    inverse_temperature: InverseTemperature = InverseTemperature()
     concentration: float | None = None
 
     @property
@@ -128,7 +128,9 @@ class Conditions:
             parts.append(thermometer(inverse_temperature, 0.0, high, TEMPERATURE_BINS))
         empty = inverse_temperature.new_zeros(len(inverse_temperature), 0)
         encoding = torch.cat([empty, *parts], 1)
-        return Condition(encoding, preference if self.with_preference else None, inverse_temperature)
+        return Condition(
+            encoding, preference if self.with_preference else None, inverse_temperature
+        )
 
     def sample(
         self,
@@ -138,7 +140,7 @@ class Conditions:
     ) -> Condition:
         """n independent conditions, drawn on the CPU."""
         preference = None
-        if self.with_preference:
+        if self.with_preference and self.concentration is not None:
             alpha = torch.full((n, self.n_rewards), self.concentration, dtype=dtype)
             draw = torch._standard_gamma(alpha, generator=generator).clamp(min=1e-20)
             preference = draw / draw.sum(-1, keepdim=True)

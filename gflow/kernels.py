@@ -120,7 +120,8 @@ class Factored:
         first = self.first.log_probs()
         return torch.cat(
             [
-                first[:, i : i + 1] + self.second(torch.full_like(first[:, 0], i, dtype=torch.int64)).log_probs()
+                first[:, i : i + 1]
+                + self.second(torch.full_like(first[:, 0], i, dtype=torch.int64)).log_probs()
                 for i in range(self.sizes[0])
             ],
             -1,

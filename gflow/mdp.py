@@ -71,9 +71,7 @@ class Condition(NamedTuple):
     def to(self, device: torch.device | str) -> Condition:
         """The same conditions on `device`."""
         preference = None if self.preference is None else self.preference.to(device)
-        return Condition(
-            self.encoding.to(device), preference, self.inverse_temperature.to(device)
-        )
+        return Condition(self.encoding.to(device), preference, self.inverse_temperature.to(device))
 
 
 class Environment(ABC):
@@ -268,6 +266,25 @@ class Trajectories:
         """The same trajectories on `device`."""
         return self._map(lambda value: value.to(device), lambda value: value.to(device))
 
+    def put_rows_(self, index: Tensor, new: Trajectories) -> None:
+        """Overwrite the rows at `index` by those of `new`, which is padded alike."""
+        for field in fields(self):
+            old, value = getattr(self, field.name), getattr(new, field.name)
+            pairs = zip(old, value, strict=True) if field.name == "condition" else [(old, value)]
+            for target, source in pairs:
+                if target is not None:
+                    target[index] = source
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, for checkpoints."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "condition": tuple(self.condition)}
+
+    @staticmethod
+    def from_state_dict(state: dict[str, Any]) -> Trajectories:
+        """The inverse of `state_dict`."""
+        return Trajectories(**{**state, "condition": Condition(*state["condition"])})
+
     def _map(self, condition: Any, tensor: Any) -> Trajectories:
         changes: dict[str, Any] = {}
         for field in fields(self):
@@ -279,42 +296,56 @@ class Trajectories:
         return replace(self, **changes)
 
 
+_PER_STEP = ("states", "actions", "backward_actions", "valid", "log_pf_old")
+
+
 def concat_trajectories(parts: Sequence[Trajectories]) -> Trajectories:
     """Join batches, padding the shorter ones; optional fields must be set in all or none."""
-    if len(parts) == 1:
-        return parts[0]
     longest = max(part.valid.shape[1] for part in parts)
+    parts = [pad_trajectories(part, longest) for part in parts]
     changes: dict[str, Any] = {}
     for field in fields(Trajectories):
         values = [getattr(part, field.name) for part in parts]
-        if any(value is None for value in values):
-            if not all(value is None for value in values):
-                raise ValueError(f"cannot join trajectories: only some of them have {field.name}")
+        if all(value is None for value in values):
             continue
+        if any(value is None for value in values):
+            raise ValueError(f"cannot join trajectories: only some of them have {field.name}")
         if field.name == "condition":
-            preferences = [value.preference for value in values]
-            changes["condition"] = Condition(
+            changes[field.name] = Condition(
                 torch.cat([value.encoding for value in values]),
-                None if preferences[0] is None else torch.cat(preferences),
+                None if values[0].preference is None else torch.cat([v.preference for v in values]),
                 torch.cat([value.inverse_temperature for value in values]),
             )
-        elif field.name in ("log_reward", "rewards", "group"):
-            changes[field.name] = torch.cat(values)
         else:
-            length = longest + 1 if field.name == "states" else longest
-            changes[field.name] = torch.cat([_pad(value, length) for value in values])
+            changes[field.name] = torch.cat(values)
     return Trajectories(**changes)
 
 
-def _pad(value: Tensor, length: int) -> Tensor:
-    missing = length - value.shape[1]
-    if missing == 0:
-        return value
-    # Padding repeats the last column so that padded states are still legal states.
-    tail = value[:, -1:].expand(-1, missing, *value.shape[2:])
-    if value.dtype == torch.bool:
-        tail = torch.zeros_like(tail)
-    return torch.cat([value, tail], 1)
+def pad_trajectories(batch: Trajectories, horizon: int) -> Trajectories:
+    """The batch padded to `horizon` transitions, or as it is when it has as many."""
+    missing = horizon - batch.valid.shape[1]
+    if missing <= 0:
+        return batch
+    changes: dict[str, Any] = {}
+    for name in _PER_STEP:
+        value = getattr(batch, name)
+        if value is not None:
+            # The last column is repeated so that padded states are legal states.
+            tail = value[:, -1:].expand(-1, missing, *value.shape[2:])
+            changes[name] = torch.cat([value, tail], 1)
+    changes["valid"] = torch.nn.functional.pad(batch.valid, (0, missing))
+    return replace(batch, **changes)
+
+
+def trim_trajectories(batch: Trajectories) -> Trajectories:
+    """The batch without columns that are padding in every row."""
+    horizon = int(batch.lengths.max())
+    changes: dict[str, Any] = {}
+    for name in _PER_STEP:
+        value = getattr(batch, name)
+        if value is not None:
+            changes[name] = value[:, : horizon + 1 if name == "states" else horizon]
+    return replace(batch, **changes)
 
 
 class Heads(NamedTuple):

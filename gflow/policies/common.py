@@ -39,5 +39,5 @@ def fixed_backward_kernel(
 def seeded_weights(seed: int) -> Iterator[None]:
     """Initialise weights from `seed` and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield

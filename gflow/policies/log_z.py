@@ -38,4 +38,5 @@ class LogZ(nn.Module):
         if self.network is None:
             return self.bias.expand(n)
         encoding = condition.encoding.to(self.bias.dtype)
-        return self.bias + self.network(encoding).squeeze(-1)
+        network: Tensor = self.network(encoding)
+        return self.bias + network.squeeze(-1)

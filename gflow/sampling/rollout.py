@@ -82,7 +82,9 @@ def step_block(
         if stop_early and not bool(_unfinished(states, backward).any()):
             break
     kept = torch.stack(log_p, 1) if keep_log_p else None
-    return Block(states, torch.stack(data, 1), torch.stack(actions, 1), torch.stack(active, 1), kept)
+    return Block(
+        states, torch.stack(data, 1), torch.stack(actions, 1), torch.stack(active, 1), kept
+    )
 
 
 def compile_block() -> StepBlock:
@@ -97,7 +99,7 @@ def rollout(
     condition: Condition,
     generator: torch.Generator | None,
     *,
-    exploration: Exploration = Exploration(),  # noqa: B008  (frozen)
+    exploration: Exploration = Exploration(),
     backward: bool = False,
     keep_log_pf: bool = False,
     block: StepBlock = step_block,

@@ -38,12 +38,13 @@ def vargrad(score: Tensor, group: Tensor) -> Tensor:
     Raises:
         ValueError: no group has two trajectories, so every residual would be 0.
     """
-    size = int(group.max()) + 1
-    count = score.new_zeros(size).index_add(0, group, torch.ones_like(score))
+    member: Tensor
+    count: Tensor
+    _, member, count = group.unique(return_inverse=True, return_counts=True)
     if bool((count < 2).all()):
         raise ValueError("VarGrad needs groups of at least two trajectories per condition")
-    mean = score.new_zeros(size).index_add(0, group, score) / count.clamp(min=1)
-    return score - mean[group]
+    mean = score.new_zeros(len(count)).index_add(0, member, score) / count
+    return score - mean[member]
 
 
 def potentials(
@@ -89,5 +90,3 @@ def subtrajectory_balance(
     weight = torch.softmax(log_weight.flatten(1), 1).view(pairs.shape).to(u.dtype)
     residual = torch.where(pairs, u.unsqueeze(2) - u.unsqueeze(1), 0.0)
     return (weight * regression(residual)).sum((1, 2))
-
-
