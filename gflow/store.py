@@ -1,0 +1,389 @@
+"""Candidates on disk: one SQLite row per unique object, written in batches, readable meanwhile.
+
+Every batch is one transaction on a write-ahead log, so a process killed at any moment leaves all
+earlier batches intact, and other connections read while a run writes.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from gflow.mdp import Reward
+
+_COLUMNS = (
+    "key, object, is_text, rewards, reason, oracle_call, preference, inverse_temperature, "
+    "log_reward, log_pf, source, step, first_seen, last_seen, count"
+)
+_FLOATS = ("inverse_temperature", "log_reward", "log_pf")
+_APPLICATION = 0x67666C77  # "gflw", in the file's header
+_SCHEMA = 1
+_BUSY_SECONDS = 60.0
+
+_TABLES = """
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE candidates (
+    key TEXT PRIMARY KEY,
+    object TEXT NOT NULL,
+    is_text INTEGER NOT NULL,
+    rewards TEXT,
+    reason TEXT,
+    oracle_version TEXT,
+    oracle_call INTEGER,
+    preference TEXT,
+    inverse_temperature REAL,
+    log_reward REAL,
+    log_pf REAL,
+    source TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    first_seen REAL NOT NULL,
+    last_seen REAL NOT NULL,
+    count INTEGER NOT NULL
+);
+CREATE INDEX candidates_by_call ON candidates (oracle_call);
+"""
+
+# How an object was first met stays; what the oracle said is replaced when it was asked anew.
+_UPSERT = """
+INSERT INTO candidates VALUES (
+    :key, :object, :is_text, :rewards, :reason, :oracle_version, :oracle_call, :preference,
+    :inverse_temperature, :log_reward, :log_pf, :source, :step, :now, :now, 1
+) ON CONFLICT (key) DO UPDATE SET
+    last_seen = excluded.last_seen,
+    count = count + 1,
+    rewards = iif(excluded.oracle_call IS NULL, rewards, excluded.rewards),
+    reason = iif(excluded.oracle_call IS NULL, reason, excluded.reason),
+    oracle_version = iif(excluded.oracle_call IS NULL, oracle_version, excluded.oracle_version),
+    oracle_call = ifnull(excluded.oracle_call, oracle_call)
+"""
+
+
+class StoreError(RuntimeError):
+    """A candidate store that cannot be opened or does not fit; the file is left as it was."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One unique object and what is known about it.
+
+    Attributes:
+        key: canonical key.
+        object: the user's object; sequences come back as tuples.
+        rewards: K rewards (maximised), None when it failed or was never scored.
+        reason: why the oracle failed on it, else None.
+        oracle_call: running number, from 1, of the oracle call that scored it.
+        preference: K weights it was first sampled for.
+        inverse_temperature: inverse temperature it was first sampled at.
+        log_reward: log R(x given c) under that condition.
+        log_pf: log-probability of the trajectory that first reached it.
+        source: where it came from: "policy", "random", "imported", ...
+        step: training step at which it was first seen.
+        first_seen: seconds since 1970.
+        last_seen: seconds since 1970.
+        count: how often it was met.
+    """
+
+    key: str
+    object: Any
+    rewards: tuple[float, ...] | None
+    reason: str | None
+    oracle_call: int | None
+    preference: tuple[float, ...] | None
+    inverse_temperature: float | None
+    log_reward: float | None
+    log_pf: float | None
+    source: str
+    step: int
+    first_seen: float
+    last_seen: float
+    count: int
+
+
+class CandidateStore:
+    """The candidates of one run.
+
+    Args:
+        path: the SQLite file; created when missing, if `rewards` say what it will hold.
+        rewards: what the K reward columns mean; None takes what the file says.
+        oracle_version: outcomes recorded under another version are scored anew, and are no
+            candidates until then. "" takes the file's last one.
+
+    Raises:
+        StoreError: no such file (and no `rewards`), not a candidate store, damaged, of another
+            schema version, or made for other rewards. Nothing is overwritten.
+    """
+
+    rewards: tuple[Reward, ...]
+    oracle_version: str
+
+    def __init__(
+        self,
+        path: str | Path,
+        rewards: Sequence[Reward] | None = None,
+        oracle_version: str = "",
+    ) -> None:
+        self.path = Path(path)
+        if rewards is None and not self.path.is_file():
+            raise StoreError(f"{self.path}: there is no such candidate store")
+        try:
+            self._db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: cannot be opened ({error})") from error
+        try:
+            self._open(rewards, oracle_version)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise StoreError(f"{self.path}: not a candidate store, or damaged ({error})") from error
+        except BaseException:
+            self._db.close()
+            raise
+        # Failures may have been accidents of their time: those of earlier sessions do not count.
+        self._session_start = self.oracle_calls
+
+    def _open(self, rewards: Sequence[Reward] | None, oracle_version: str) -> None:
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables == 0:
+            if rewards is None:
+                raise StoreError(f"{self.path}: holds nothing yet")
+            self._create(rewards, oracle_version)
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (schema,) = self._db.execute("PRAGMA user_version").fetchone()
+        if application != _APPLICATION:
+            raise StoreError(f"{self.path}: a database, but not a candidate store")
+        if schema != _SCHEMA:
+            raise StoreError(
+                f"{self.path}: schema version {schema}, this gflow reads version {_SCHEMA}"
+            )
+        (damage,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if damage != "ok":
+            raise StoreError(f"{self.path}: damaged ({damage})")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        about = dict(self._db.execute("SELECT name, value FROM about").fetchall())
+        self.rewards = tuple(Reward(*row) for row in json.loads(about["rewards"]))
+        if rewards is not None and [r.name for r in rewards] != [r.name for r in self.rewards]:
+            held = ", ".join(reward.name for reward in self.rewards)
+            asked = ", ".join(reward.name for reward in rewards)
+            raise StoreError(f"{self.path}: holds rewards {held}, not {asked}")
+        self.oracle_version = oracle_version or about["oracle_version"]
+        if self.oracle_version != about["oracle_version"]:
+            self._db.execute(
+                "UPDATE about SET value = ? WHERE name = 'oracle_version'", (oracle_version,)
+            )
+
+    def _create(self, rewards: Sequence[Reward], oracle_version: str) -> None:
+        meanings = json.dumps([list(reward) for reward in rewards])
+        about = {"rewards": meanings, "oracle_version": oracle_version}
+        self._db.execute("PRAGMA journal_mode=WAL")
+        with self._transaction():
+            for statement in _TABLES.split(";"):
+                self._db.execute(statement)
+            self._db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+            self._db.execute(f"PRAGMA application_id={_APPLICATION}")
+            self._db.execute(f"PRAGMA user_version={_SCHEMA}")
+
+    def add(
+        self,
+        objects: Sequence[Any],
+        keys: Sequence[str],
+        rewards: Tensor | None = None,
+        reasons: Sequence[str | None] | None = None,
+        *,
+        preference: Tensor | None = None,
+        inverse_temperature: Tensor | None = None,
+        log_reward: Tensor | None = None,
+        log_pf: Tensor | None = None,
+        source: str = "policy",
+        step: int = 0,
+    ) -> int:
+        """Store a batch of n objects in one transaction; known ones are counted up.
+
+        Args:
+            objects: n objects that JSON can hold (strings, numbers, nested sequences, tensors).
+            keys: n canonical keys.
+            rewards: [n, K], rows with NaN are failures; None stores objects not yet scored.
+            reasons: n reasons of failure, None where there is none.
+            preference: [n, K] weights each object was sampled for.
+            inverse_temperature: [n].
+            log_reward: [n].
+            log_pf: [n], log-probability of each trajectory.
+            source: where the batch came from.
+            step: training step.
+
+        Returns:
+            How many objects the store had not met before.
+        """
+        n = len(objects)
+        known = self.lookup(keys) if rewards is not None else {}
+        outcomes = self._outcomes(n, rewards, reasons)
+        calls = self.oracle_calls
+        numbers: dict[str, int] = {}
+        if rewards is not None:
+            for key in keys:
+                if key not in known and key not in numbers:
+                    numbers[key] = calls + len(numbers) + 1
+        preferences = _column(n, preference)
+        columns = [_column(n, value) for value in (inverse_temperature, log_reward, log_pf)]
+        now = time.time()
+        rows = []
+        for i, key in enumerate(keys):
+            text, is_text = _dump(objects[i])
+            row = {"key": key, "object": text, "is_text": is_text, "source": source, "step": step}
+            row |= {"now": now, "preference": preferences[i] and json.dumps(preferences[i])}
+            row |= zip(_FLOATS, (column[i] for column in columns), strict=True)
+            row["rewards"], row["reason"] = outcomes[i]
+            row["oracle_call"] = numbers.get(key)
+            row["oracle_version"] = self.oracle_version if rewards is not None else None
+            rows.append(row)
+        with self._transaction():
+            before = len(self)
+            self._db.executemany(_UPSERT, rows)
+            return len(self) - before
+
+    def lookup(self, keys: Sequence[str]) -> dict[str, tuple[float, ...] | str]:
+        """Outcomes the current oracle version gave: rewards, or the reason of a failure.
+
+        Failures of earlier sessions are left out, so that a resumed run tries them again.
+        """
+        rows = self._db.execute(
+            "SELECT key, rewards, reason FROM candidates"
+            " WHERE key IN (SELECT value FROM json_each(?)) AND oracle_version = ?"
+            " AND (rewards IS NOT NULL OR oracle_call > ?)",
+            (json.dumps(list(keys)), self.oracle_version, self._session_start),
+        )
+        return {key: _rewards(text) or reason for key, text, reason in rows}
+
+    def candidates(
+        self, where: str = "", values: Sequence[Any] = (), *, limit: int | None = None
+    ) -> list[Candidate]:
+        """Scored candidates in the order in which they were scored.
+
+        Args:
+            where: SQL condition on the columns of `candidates`, for example "source = ?"; with
+                one, rows that failed, were never scored, or belong to another oracle version
+                are included as far as they meet it.
+            values: what stands for the question marks.
+            limit: at most so many, the earliest.
+        """
+        if not where:
+            where, values = "rewards IS NOT NULL AND oracle_version = ?", (self.oracle_version,)
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM candidates WHERE {where}"
+            " ORDER BY oracle_call IS NULL, oracle_call, rowid LIMIT ?",
+            (*values, -1 if limit is None else limit),
+        )
+        return [_candidate(row) for row in rows]
+
+    def rewards_tensor(self) -> Tensor:
+        """[n, K] float64, the rewards of `candidates()`."""
+        return stack_rewards(self.candidates(), len(self.rewards))
+
+    def front(self) -> list[Candidate]:
+        """The candidates that no other candidate dominates."""
+        from gflow.pareto import non_dominated
+
+        found = self.candidates()
+        keep = non_dominated(stack_rewards(found, len(self.rewards))).tolist()
+        return [candidate for candidate, kept in zip(found, keep, strict=True) if kept]
+
+    @property
+    def oracle_calls(self) -> int:
+        """How many objects were scored so far, failures and repetitions included."""
+        (calls,) = self._db.execute("SELECT max(oracle_call) FROM candidates").fetchone()
+        return calls or 0
+
+    def __len__(self) -> int:
+        """Number of unique objects, failed and unscored ones included."""
+        (n,) = self._db.execute("SELECT count(*) FROM candidates").fetchone()
+        return int(n)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _outcomes(
+        self, n: int, rewards: Tensor | None, reasons: Sequence[str | None] | None
+    ) -> list[tuple[str | None, str | None]]:
+        if rewards is None:
+            return [(None, None)] * n
+        if tuple(rewards.shape) != (n, len(self.rewards)):
+            expected = (n, len(self.rewards))
+            raise ValueError(f"rewards have shape {tuple(rewards.shape)}, expected {expected}")
+        failed = rewards.isnan().any(1).tolist()
+        why = reasons or [None] * n
+        return [
+            (None, why[i] or "no value") if failed[i] else (json.dumps(row), None)
+            for i, row in enumerate(rewards.tolist())
+        ]
+
+
+def stack_rewards(candidates: Sequence[Candidate], n_rewards: int) -> Tensor:
+    """[n, K] float64, NaN in the rows of candidates without rewards."""
+    missing = (float("nan"),) * n_rewards
+    rows = [candidate.rewards or missing for candidate in candidates]
+    return torch.tensor(rows, dtype=torch.float64).view(len(rows), n_rewards)
+
+
+def _candidate(row: tuple[Any, ...]) -> Candidate:
+    key, text, is_text, rewards, reason, call, preference, *rest = row
+    item = text if is_text else _as_tuples(json.loads(text))
+    return Candidate(key, item, _rewards(rewards), reason, call, _rewards(preference), *rest)
+
+
+def _rewards(text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else tuple(json.loads(text))
+
+
+def _column(n: int, values: Tensor | None) -> list[Any]:
+    if values is None:
+        return [None] * n
+    if values.shape[0] != n:
+        raise ValueError(f"expected {n} rows, got {values.shape[0]}")
+    return values.detach().tolist()  # type: ignore[no-any-return]
+
+
+def _dump(item: Any) -> tuple[str, bool]:
+    # Strings are kept as they are: SMILES full of escapes would be no joy to read or query.
+    if isinstance(item, str):
+        return item, True
+    return json.dumps(item, default=_as_list), False
+
+
+def _as_list(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} cannot be stored: JSON does not know it")
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
