@@ -14,6 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gflow.envs.molecules.chemistry import allowed_pairs
+from gflow.envs.molecules.symmetry import (
+    Counts,
+    SymmetryTables,
+    build_symmetry_tables,
+    count_ways,
+)
 from gflow.envs.molecules.tables import Tables, build_tables
 from gflow.envs.molecules.vocabulary import Vocabulary
 from gflow.mdp import Environment, States
@@ -69,6 +76,8 @@ class FragmentMolecules(Environment):
             be joined to.
         max_fragments: F, at least 1.
         min_fragments: stopping is illegal below this number of fragments while growth is possible.
+        pairs: symmetric table over `chemistry.SITE_CLASSES` of the bonds that may be made;
+            `chemistry.allowed_pairs()` when None.
 
     Raises:
         ValueError: unknown preset, or not 1 <= min_fragments <= max_fragments.
@@ -80,6 +89,7 @@ class FragmentMolecules(Environment):
         preset: str = "full",
         max_fragments: int = 9,
         min_fragments: int = 2,
+        pairs: Sequence[Sequence[bool]] | None = None,
     ):
         if preset not in ("full", "irreducible"):
             raise ValueError(f"preset must be 'full' or 'irreducible', not {preset!r}")
@@ -93,10 +103,11 @@ class FragmentMolecules(Environment):
             vocabulary = vocabulary.without_composites()
         self.vocabulary = vocabulary
         self.max_fragments, self.min_fragments = max_fragments, min_fragments
-        self._tables = {torch.device("cpu"): build_tables(vocabulary)}
-        tables = self.tables("cpu")
+        tables = build_tables(vocabulary, pairs or allowed_pairs())
+        symmetries = build_symmetry_tables(vocabulary, tables.n_sites)
+        self._tables = {torch.device("cpu"): (tables, symmetries)}
         self.n_fragments = len(vocabulary)
-        self.n_sites = int(tables.site_exists.shape[1])
+        self.n_sites = tables.n_sites
         self.n_entries = len(tables.entry_fragment)
         self.n_halves = self.n_entries - self.n_fragments
         self.n_slots = max_fragments * self.n_sites
@@ -110,11 +121,12 @@ class FragmentMolecules(Environment):
         cpu = torch.device("cpu")
         return self.__dict__ | {"_tables": {cpu: self._tables[cpu]}}
 
-    def tables(self, device: torch.device | str) -> Tables:
+    def tables(self, device: torch.device | str) -> tuple[Tables, SymmetryTables]:
         """Lookup tensors on `device` (copied there once)."""
         device = torch.device(device)
         if device not in self._tables:
-            self._tables[device] = self._tables[torch.device("cpu")].to(device)
+            tables, symmetries = self._tables[torch.device("cpu")]
+            self._tables[device] = (tables.to(device), symmetries.to(device))
         return self._tables[device]
 
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
@@ -129,7 +141,7 @@ class FragmentMolecules(Environment):
 
     def step(self, states: States, actions: Tensor) -> States:
         """Add a fragment at a slot, or stop; actions [n, 2] must be legal."""
-        tables, n_sites = self.tables(actions.device), self.n_sites
+        tables, n_sites = self.tables(actions.device)[0], self.n_sites
         slot, entry = actions.unbind(-1)
         going = ~states.done
         stop = slot >= self.n_slots
@@ -179,7 +191,7 @@ class FragmentMolecules(Environment):
 
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
         """Legal slots [n, F * S + 1]; given chosen slots [n], legal entries [n, H + V]."""
-        tables = self.tables(states.data.device)
+        tables = self.tables(states.data.device)[0]
         fragment = states.data[..., FRAGMENT]
         if chosen:
             (slot,) = chosen
@@ -210,13 +222,13 @@ class FragmentMolecules(Environment):
 
     def backward_action(self, states: States, actions: Tensor) -> Tensor:
         """Node that a forward action adds to `states`, or F for stop."""
-        slot, entry = actions.unbind(-1)
+        slot = actions[:, 0]
         place = (states.data[..., SLOT] < slot[:, None]).sum(1)
         return torch.where(slot >= self.n_slots, self.max_fragments, place)
 
     def forward_action(self, states: States, actions: Tensor) -> Tensor:
         """Slot and entry [n, 2] that put back leaf `actions` of the children `states`."""
-        tables = self.tables(actions.device)
+        tables = self.tables(actions.device)[0]
         leaf = actions.clamp(max=self.max_fragments - 1)[:, None, None].expand(-1, 1, 4)
         fragment, slot, site, _ = states.data.gather(1, leaf)[:, 0].unbind(-1)
         root = site < 0
@@ -249,6 +261,18 @@ class FragmentMolecules(Environment):
             states.done,
             flat,
         )
+
+    def count_ways(self, states: States) -> Counts:
+        """Path counts and canonical keys of whole or partial molecules."""
+        return count_ways(self.tables(states.data.device)[1], *states.data.unbind(-1))
+
+    def log_n_paths(self, states: States) -> Tensor:
+        """log N: number of action sequences to each molecule, its other rooted trees included."""
+        return self.count_ways(states).log_paths
+
+    def log_n_rooted_trees(self, states: States) -> Tensor:
+        """log M: number of states that are the same molecule, [n] float64."""
+        return self.count_ways(states).log_rooted_trees
 
     def decode(self, states: States) -> list[str]:
         """Canonical SMILES."""

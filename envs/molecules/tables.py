@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gflow.envs.molecules.chemistry import SITE_CLASSES, allowed_pairs
+from gflow.envs.molecules.chemistry import SITE_CLASSES
 from gflow.envs.molecules.vocabulary import Vocabulary
 
 
@@ -22,7 +23,6 @@ class Tables(NamedTuple):
         entry_site: [H + V], its site that gets bonded, -1 for root fragments.
         entry_bit: [H + V], bit of that site, 0 for root fragments.
         half_start: [V + 1], first half of each fragment.
-        site_exists: [V + 1, S] bool.
         open_sites: [V + 1, 2 ** S, S] bool, free sites that some half may bond to, by the bitmask
             of used sites.
         entry_row: [V + 2, S], row of `entry_mask` for a slot.
@@ -34,18 +34,22 @@ class Tables(NamedTuple):
     entry_site: Tensor
     entry_bit: Tensor
     half_start: Tensor
-    site_exists: Tensor
     open_sites: Tensor
     entry_row: Tensor
     entry_mask: Tensor
+
+    @property
+    def n_sites(self) -> int:
+        """S, the most sites a fragment has."""
+        return int(self.entry_row.shape[1])
 
     def to(self, device: torch.device | str) -> Tables:
         """The same tables on `device`."""
         return Tables(*(table.to(device) for table in self))
 
 
-def build_tables(vocabulary: Vocabulary) -> Tables:
-    """Lookup tensors of a vocabulary, on the CPU."""
+def build_tables(vocabulary: Vocabulary, pairs: Sequence[Sequence[bool]]) -> Tables:
+    """Lookup tensors of a vocabulary under a table of allowed bonds, on the CPU."""
     n_fragments = len(vocabulary)
     n_sites = max(map(len, vocabulary.sites))
     halves = [(v, s) for v in range(n_fragments) for s in range(len(vocabulary.sites[v]))]
@@ -63,7 +67,7 @@ def build_tables(vocabulary: Vocabulary) -> Tables:
     root_row, stop_row = len(SITE_CLASSES), len(SITE_CLASSES) + 1
     mask = torch.zeros(len(SITE_CLASSES) + 2, n_halves + n_fragments, dtype=torch.bool)
     half_class = classes[fragment[:n_halves], site[:n_halves]]
-    mask[:root_row, :n_halves] = torch.tensor(allowed_pairs())[:, half_class]
+    mask[:root_row, :n_halves] = torch.tensor(pairs)[:, half_class]
     mask[root_row, n_halves:] = True
     mask[stop_row, -1] = True
     lonely = ~mask.any(1)
@@ -76,4 +80,4 @@ def build_tables(vocabulary: Vocabulary) -> Tables:
     bits = torch.arange(2**n_sites)[:, None] >> torch.arange(n_sites) & 1
     open_sites = has_partner[: n_fragments + 1, None] & (bits == 0)
     half_start = counts.cumsum(0) - counts
-    return Tables(fragment, site, bit, half_start, exists, open_sites, entry_row, mask)
+    return Tables(fragment, site, bit, half_start, open_sites, entry_row, mask)
