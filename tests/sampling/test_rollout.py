@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from gflow.conditions import Conditions
+from gflow.envs.grids import HyperGrid
+from gflow.mdp import evaluate
+from gflow.policies import MLPPolicy
+from gflow.sampling import Exploration, compile_block, rollout
+from gflow.seeding import generator
+
+NEEDS = frozenset({"log_pb", "log_flow", "log_z"})
+
+
+def sample(n=50, dim=2, side=5, seed=0, dtype=torch.float32, backward="learned", **options):
+    env = HyperGrid(dim, side)
+    policy = MLPPolicy(env, (32,), backward=backward, flow=True, seed=seed).to(dtype)
+    condition = Conditions().sample(n, dtype=dtype)
+    return policy, rollout(policy, env.initial(n), condition, generator(seed), **options)
+
+
+def test_the_record_is_consistent():
+    policy, batch = sample()
+    env, lengths = policy.env, batch.lengths
+    assert batch.valid.shape[1] == lengths.max()
+    assert torch.equal(batch.valid, torch.arange(lengths.max()) < lengths[:, None])
+    for b in range(batch.n):
+        states = env.initial(1)
+        for t in range(int(lengths[b])):
+            assert torch.equal(states.data[0], batch.states[b, t])
+            assert env.forward_mask(states)[0, batch.actions[b, t]]
+            child = env.step(states, batch.actions[b, t : t + 1])
+            back = env.backstep(child, batch.backward_actions[b, t : t + 1])
+            assert torch.equal(back.data, states.data) and not back.done
+            states = child
+        assert states.done.all()
+        assert torch.equal(states.data[0], batch.terminal.data[b])
+        assert (batch.states[b, lengths[b] :] == states.data[0]).all()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_re_evaluation_returns_the_stored_log_probabilities(dtype, tolerance):
+    policy, batch = sample(dtype=dtype, keep_log_pf=True, exploration=Exploration(0.3, 1.5))
+    again = evaluate(policy, batch, frozenset()).log_pf
+    assert again.dtype == dtype
+    assert torch.allclose(again, batch.log_pf_old, atol=tolerance)
+    assert (again[batch.valid] < 0).any() and (again[~batch.valid] == 0).all()
+
+
+def test_large_batches_drop_finished_rows_without_changing_any_row():
+    """Each row's trajectory must be self-consistent although the batch was compacted."""
+    policy, batch = sample(n=300, dim=3, side=8, keep_log_pf=True)
+    assert batch.lengths.min() < 4 < 10 < batch.lengths.max()
+    again = evaluate(policy, batch, frozenset()).log_pf
+    assert torch.allclose(again, batch.log_pf_old, atol=1e-5)
+    moved = batch.states.sum(-1).diff(dim=1)
+    stop = torch.arange(batch.valid.shape[1]) == batch.lengths[:, None] - 1
+    assert torch.equal(moved, (batch.valid & ~stop).long())
+
+
+def test_backward_rollouts_return_forward_records():
+    policy, batch = sample(n=200)
+    again = rollout(policy, batch.terminal, batch.condition, generator(5), backward=True)
+    assert torch.equal(again.lengths, batch.lengths)
+    assert torch.equal(again.terminal.data, batch.terminal.data)
+    assert (again.states[:, 0] == 0).all()
+    assert not torch.equal(again.states, batch.states)
+    env = policy.env
+    ev = evaluate(policy, again, NEEDS)
+    assert torch.isfinite(ev.log_pf).all() and torch.isfinite(ev.log_pb).all()
+    for t in range(again.valid.shape[1]):
+        here = again.states[:, t]
+        states = env.initial(200)._replace(data=here, done=t >= again.lengths)
+        child = env.step(states, again.actions[:, t])
+        assert torch.equal(child.data, again.states[:, t + 1])
+
+
+@pytest.mark.parametrize("backward", ["learned", "uniform", "paths"])
+def test_backward_policies_are_normalised_over_paths(backward):
+    """The backward probabilities of all paths to one point sum to 1."""
+    env = HyperGrid(2, 4)
+    policy = MLPPolicy(env, (16,), backward=backward).double()
+    target = env.encode([(2, 2)] * 2000)
+    condition = Conditions().sample(2000, dtype=torch.float64)
+    batch = rollout(policy, target, condition, generator(0), backward=True)
+    log_pb = evaluate(policy, batch, frozenset({"log_pb"})).log_pb.sum(1)
+    paths, member, count = batch.actions.unique(dim=0, return_inverse=True, return_counts=True)
+    assert len(paths) == 6
+    probability = torch.stack([log_pb[member == i][0].exp() for i in range(6)])
+    assert probability.sum().item() == pytest.approx(1)
+    assert torch.allclose(count / 2000, probability.detach().float(), atol=0.04)
+    if backward == "paths":
+        assert torch.allclose(probability, torch.full_like(probability, 1 / 6))
+        total = evaluate(policy, batch, frozenset({"log_pb_total"})).log_pb.sum(1)
+        assert torch.allclose(total, log_pb)
+
+
+def test_exploration_widens_the_behaviour():
+    _, plain = sample(n=500, side=8)
+    _, explored = sample(n=500, side=8, exploration=Exploration(temperature=1000.0))
+    _, uniform = sample(n=500, side=8, exploration=Exploration(epsilon=1.0))
+    assert abs(explored.lengths.float().mean() - uniform.lengths.float().mean()) < 0.5
+    assert not torch.equal(plain.terminal.data, explored.terminal.data)
+    with pytest.raises(ValueError, match="epsilon"):
+        Exploration(epsilon=1.5)
+
+
+def test_the_same_generator_state_gives_the_same_batch():
+    first, second = sample(seed=3)[1], sample(seed=3)[1]
+    assert torch.equal(first.actions, second.actions)
+    before = torch.get_rng_state()
+    sample(seed=4)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_padding_has_no_gradient():
+    policy, batch = sample()
+    ev = evaluate(policy, batch, NEEDS)
+    for values in (ev.log_pf, ev.log_pb, ev.log_flow):
+        assert (values[~batch.valid] == 0).all()
+    stop = torch.arange(batch.valid.shape[1]) == batch.lengths[:, None] - 1
+    assert (ev.log_pb[stop] == 0).all()
+    (ev.log_pf.sum() + ev.log_pb.sum() + ev.log_flow.sum() + ev.log_z.sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in policy.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_sample_what_eager_ones_do():
+    eager = sample(n=16)[1]
+    compiled = sample(n=16, block=compile_block())[1]
+    assert torch.equal(eager.actions, compiled.actions)
