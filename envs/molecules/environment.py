@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from gflow.envs.molecules.chemistry import allowed_pairs
+from gflow.envs.molecules.cutting import cut_molecule
+from gflow.envs.molecules.spelling import Speller
 from gflow.envs.molecules.symmetry import (
     Counts,
     SymmetryTables,
@@ -103,7 +105,9 @@ class FragmentMolecules(Environment):
             vocabulary = vocabulary.without_composites()
         self.vocabulary = vocabulary
         self.max_fragments, self.min_fragments = max_fragments, min_fragments
-        tables = build_tables(vocabulary, pairs or allowed_pairs())
+        self.pairs = [list(row) for row in pairs or allowed_pairs()]
+        self._speller = Speller(vocabulary)
+        tables = build_tables(vocabulary, self.pairs)
         symmetries = build_symmetry_tables(vocabulary, tables.n_sites)
         self._tables = {torch.device("cpu"): (tables, symmetries)}
         self.n_fragments = len(vocabulary)
@@ -275,12 +279,37 @@ class FragmentMolecules(Environment):
         return self.count_ways(states).log_rooted_trees
 
     def decode(self, states: States) -> list[str]:
-        """Canonical SMILES."""
-        raise NotImplementedError
+        """Canonical SMILES of whole or partial molecules; "" for the empty state.
+
+        Equal molecules are converted once.
+        """
+        _, inverse = torch.unique(self.count_ways(states).key, return_inverse=True)
+        first = inverse.new_zeros(int(inverse.max()) + 1 if states.n else 0)
+        first = first.scatter(0, inverse, torch.arange(states.n, device=inverse.device))
+        sizes = self.size(states)[first].tolist()
+        rows = zip(states.data[first].tolist(), sizes, strict=True)
+        smiles = [self._speller(nodes[:size], self.n_sites) for nodes, size in rows]
+        return [smiles[i] for i in inverse.tolist()]
 
     def encode(self, objects: Sequence[str]) -> States:
-        """Finished states of SMILES."""
-        raise NotImplementedError
+        """Finished states of SMILES, cut into the fewest fragments; stereo marks are ignored.
+
+        Raises:
+            ValueError: naming the first molecule that cannot be written, and why.
+        """
+        data = self.initial(len(objects)).data
+        sizes = []
+        for row, smiles in enumerate(objects):
+            nodes = cut_molecule(self.vocabulary, smiles, self.n_sites, self.pairs)
+            if not self.min_fragments <= len(nodes) <= self.max_fragments:
+                raise ValueError(
+                    f"{smiles!r} takes {len(nodes)} fragments, not {self.min_fragments} to "
+                    f"{self.max_fragments}"
+                )
+            data[row, : len(nodes)] = torch.tensor(nodes)
+            sizes.append(len(nodes))
+        step = torch.tensor(sizes, dtype=torch.int64) + 1
+        return States(data, step, torch.ones(len(objects), dtype=torch.bool))
 
     def _empty_node(self, device: torch.device | str) -> Tensor:
         return torch.tensor([self.n_fragments, self.n_slots, 0, 0], device=device)

@@ -104,6 +104,18 @@ class Vocabulary:
                 row = [smiles, " ".join(map(str, sites))]
                 writer.writerow(row if self.counts is None else [*row, str(self.counts[i])])
 
+    @classmethod
+    def irreducible(cls) -> Vocabulary:
+        """The 95 built-in fragments that are not composed of others."""
+        return cls.default().without_composites()
+
+    def without_composites(self) -> Vocabulary:
+        """The fragments that cannot be joined from two or more of the others."""
+        from gflow.envs.molecules.cutting import composites
+
+        drop = set(composites(self))
+        return self.select([i for i in range(len(self)) if i not in drop])
+
     def select(self, keep: Sequence[int]) -> Vocabulary:
         """The fragments at these positions."""
         counts = None if self.counts is None else tuple(self.counts[i] for i in keep)
