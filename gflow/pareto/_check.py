@@ -1,0 +1,132 @@
+"""Shared checks: every public function of the package reads its tensors through here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+Maximize = bool | Sequence[bool]
+
+MEMORY_BUDGET = 256 * 2**20
+"""Bytes that the temporary tensors of one call may take, unless the caller says otherwise."""
+
+
+@functools.cache
+def moocore() -> ModuleType | None:
+    """The compiled library for single fronts on the CPU, or None where it is not installed."""
+    try:
+        return importlib.import_module("moocore")
+    except ImportError:
+        return None
+
+
+def check_points(points: Tensor, name: str = "points") -> None:
+    """Refuse anything but a float32 or float64 tensor [..., n, m]."""
+    if not isinstance(points, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, not {type(points).__name__}")
+    if points.dtype is not torch.float32 and points.dtype is not torch.float64:
+        raise TypeError(f"{name} must be float32 or float64, not {points.dtype}")
+    if points.dim() < 2 or points.shape[-1] == 0:
+        raise ValueError(
+            f"{name} must have shape [..., n, m] with m >= 1, not {list(points.shape)}"
+        )
+
+
+def check_same(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:
+    """Refuse two point sets that differ in device, dtype or number of objectives."""
+    if first.device != second.device:
+        raise ValueError(
+            f"{first_name} is on {first.device} but {second_name} is on {second.device}"
+        )
+    if first.dtype != second.dtype:
+        raise TypeError(f"{first_name} is {first.dtype} but {second_name} is {second.dtype}")
+    if first.shape[-1] != second.shape[-1]:
+        raise ValueError(
+            f"{first_name} has {first.shape[-1]} objectives but {second_name} has "
+            f"{second.shape[-1]}"
+        )
+
+
+def check_mask(mask: Tensor, points: Tensor, name: str = "mask") -> None:
+    """Refuse a mask that is not bool, or not [..., n], or on another device."""
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        raise TypeError(f"{name} must be a bool tensor [..., n]")
+    if mask.device != points.device:
+        raise ValueError(f"{name} is on {mask.device} but the points are on {points.device}")
+    if mask.shape != points.shape[:-1]:
+        raise ValueError(
+            f"{name} must have shape {list(points.shape[:-1])}, not {list(mask.shape)}"
+        )
+
+
+def signs(maximize: Maximize, m: int) -> list[float] | None:
+    """+1 for each maximised objective and -1 for the others; None where all are maximised."""
+    if isinstance(maximize, bool):
+        return None if maximize else [-1.0] * m
+    flags = list(maximize)
+    if len(flags) != m:
+        raise ValueError(f"maximize has {len(flags)} entries but the points have {m} objectives")
+    return None if all(flags) else [1.0 if flag else -1.0 for flag in flags]
+
+
+def oriented(points: Tensor, maximize: Maximize) -> Tensor:
+    """The points with every objective maximised."""
+    factors = signs(maximize, points.shape[-1])
+    return points if factors is None else points * points.new_tensor(factors)
+
+
+def validity(points: Tensor, mask: Tensor | None, name: str = "mask") -> Tensor:
+    """Which points count, [..., n]: those in the mask that have no NaN."""
+    valid = ~points.isnan().any(-1)
+    if mask is None:
+        return valid
+    check_mask(mask, points, name)
+    return valid & mask
+
+
+def read_points(
+    points: Tensor, mask: Tensor | None, maximize: Maximize, name: str = "points"
+) -> tuple[Tensor, Tensor]:
+    """Checked points with every objective maximised, and which of them count."""
+    check_points(points, name)
+    return oriented(points, maximize), validity(points, mask)
+
+
+def check_finite(points: Tensor, valid: Tensor, name: str) -> None:
+    """Refuse infinite coordinates in points that count."""
+    if bool((points.isinf().any(-1) & valid).any()):
+        raise ValueError(f"{name} has infinite coordinates; an exact value does not exist")
+
+
+def read_reference(ref_point: Tensor | Sequence[float], points: Tensor) -> Tensor:
+    """The reference point as a tensor [..., m] beside the points."""
+    if ref_point is None:
+        raise ValueError(
+            "a reference point is needed and is never guessed; infer_reference_point proposes one"
+        )
+    if isinstance(ref_point, Tensor):
+        if ref_point.device != points.device:
+            raise ValueError(f"ref_point is on {ref_point.device} but points is on {points.device}")
+        if not ref_point.is_floating_point():
+            raise TypeError(f"ref_point must be a floating tensor, not {ref_point.dtype}")
+        reference = ref_point.to(points.dtype)
+    else:
+        reference = points.new_tensor(list(ref_point))
+    m = points.shape[-1]
+    if reference.dim() == 0 or reference.shape[-1] != m:
+        raise ValueError(
+            f"ref_point has shape {list(reference.shape)} but the points have {m} objectives"
+        )
+    if reference.dim() > 1 and reference.shape[:-1] != points.shape[:-2]:
+        raise ValueError(
+            f"ref_point has shape {list(reference.shape)}; with points {list(points.shape)} it "
+            f"must be [{m}] or {[*points.shape[:-2], m]}"
+        )
+    if not bool(reference.isfinite().all()):
+        raise ValueError("ref_point has NaN or infinite coordinates")
+    return reference

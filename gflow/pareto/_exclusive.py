@@ -1,0 +1,172 @@
+"""Exclusive volumes: what a point dominates and its rivals do not.
+
+One primitive serves everything exact in this package. With d >= 0 the gains over the reference
+point, and E_m(p | Q) the measure of the box [0, p] that no q in Q covers:
+
+    hypervolume     HV_m = sum_i d_im E_{m-1}(d_i | rows above i on the last axis)
+    its gradient    dHV / dd_ij = E_{m-1}(d_i without j | rows above i on axis j)
+    contribution    C_i = E_m(d_i | all other rows)
+
+A box keeps only a corner of itself after the rivals that cover it on every axis but one, and few
+rivals reach into that corner: the rest of the work is done there, on small sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gflow.pareto._check import moocore
+
+Compare = Callable[[Tensor, Tensor], Tensor]
+
+
+def axis_order(values: Tensor) -> Tensor:
+    """Place of each row of [..., n] in descending order; ties by position, so no two agree."""
+    order = values.argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(values.shape[-1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def sweep(x: Tensor, y: Tensor) -> Tensor:
+    """Area under the staircase of rows [r, n], with x already in descending order."""
+    steps = x.clone()
+    steps[:, :-1] -= x[:, 1:]
+    return (steps * y.cummax(-1).values).sum(-1)
+
+
+def volume(gains: Tensor, memory_budget: int) -> Tensor:
+    """Hypervolume over the origin of gains [B, n, m] >= 0; rows with a zero count for nothing."""
+    if gains.shape[1] == 0:
+        return gains.new_zeros(gains.shape[0])
+    first = gains[..., 0].argsort(dim=-1, descending=True)
+    ordered = gains.gather(1, first.unsqueeze(-1).expand_as(gains))
+    return _volume(ordered.permute(2, 0, 1).contiguous(), memory_budget)
+
+
+def _volume(columns: Tensor, memory_budget: int) -> Tensor:
+    """The same for columns [m, B, n] whose first column is in descending order."""
+    m = columns.shape[0]
+    if m == 1:
+        return columns[0].amax(-1)
+    if m == 2:
+        return sweep(columns[0], columns[1])
+    order = axis_order(columns[-1])
+    bases = _exclusive(columns[:-1], columns[:-1], order, order, torch.lt, memory_budget)
+    return (columns[-1] * bases).sum(-1)
+
+
+def exclusive(
+    points: Tensor,
+    rivals: Tensor,
+    point_keys: Tensor,
+    rival_keys: Tensor,
+    compare: Compare,
+    memory_budget: int,
+) -> Tensor:
+    """E(p | rivals q with compare(key of q, key of p)) for every p.
+
+    Args:
+        points: [m, B, k] gains over the reference point.
+        rivals: [m, B, n] gains.
+        point_keys: [B, k].
+        rival_keys: [B, n].
+        compare: which rivals count, on broadcast keys.
+        memory_budget: bytes for temporary tensors.
+
+    Returns:
+        [B, k].
+    """
+    if rivals.shape[-1] == 0:
+        return points.prod(0)
+    first = rivals[0].argsort(dim=-1, descending=True)
+    ordered = rivals.gather(-1, first.expand_as(rivals))
+    keys = rival_keys.gather(-1, first)
+    return _exclusive(points, ordered, point_keys, keys, compare, memory_budget)
+
+
+def _exclusive(
+    points: Tensor,
+    rivals: Tensor,
+    point_keys: Tensor,
+    rival_keys: Tensor,
+    compare: Compare,
+    memory_budget: int,
+) -> Tensor:
+    """The same for rivals with the first column in descending order, a block at a time."""
+    m, batch, k = points.shape
+    n = rivals.shape[-1]
+    result = points.new_zeros(batch * k)
+    flat = points.reshape(m, batch * k)
+    keys = point_keys.reshape(-1)
+    # Live at once: a copy of the rivals, their clipped copy, a scan with its int64 indices.
+    block = max(1, memory_budget // (2 * n * ((2 * m + 2) * points.element_size() + 16)))
+    for start in range(0, batch * k, block):
+        stop = min(start + block, batch * k)
+        p = flat[:, start:stop, None]
+        if batch == 1:
+            q, other = rivals, rival_keys
+        else:
+            fronts = torch.arange(start, stop, device=points.device) // k
+            q, other = rivals[:, fronts], rival_keys[fronts]
+        active = compare(other, keys[start:stop, None])
+        result[start:stop] = _exclusive_block(p, q, active, memory_budget)
+    return result.view(batch, k)
+
+
+def _exclusive_block(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -> Tensor:
+    """E for p [m, r, 1] against the active [r, n] of q [m, 1 or r, n]."""
+    m = len(p)
+    if m == 1:
+        return (p[0, :, 0] - (q[0] * active).amax(-1)).clamp(min=0)
+    if m == 2:
+        clipped = torch.minimum(q[1], p[1]) * active
+        return p[:, :, 0].prod(0) - sweep(torch.minimum(q[0], p[0]).expand_as(clipped), clipped)
+    corner, near = _corner(p, q, active)
+    edges = p[:, :, 0] - corner
+    box = edges.prod(0)
+    rows, places = near.nonzero(as_tuple=True)
+    if len(rows) == 0:
+        return box
+    inside = q[:, rows if q.shape[1] > 1 else torch.zeros_like(rows), places]
+    inside = torch.minimum(inside - corner[:, rows], edges[:, rows])
+    counts = near.sum(-1)
+    if p.device.type == "cpu" and moocore() is not None:
+        return box - _volumes_on_host(inside, counts)
+    # Padding behind the last rival keeps the first column in descending order.
+    slots = torch.arange(len(rows), device=p.device) - (counts.cumsum(0) - counts)[rows]
+    padded = p.new_zeros(m, len(box), int(counts.max()))
+    padded[:, rows, slots] = inside
+    return box - _volume(padded, memory_budget)
+
+
+def _corner(p: Tensor, q: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower corner [m, r] of what is left of each box, and the rivals [r, n] that reach into it."""
+    short = [column < mine for column, mine in zip(q, p, strict=True)]
+    missing = torch.stack(short).sum(0, dtype=torch.int8)
+    corner = torch.stack(
+        [
+            (column * ((missing == lacks) & active)).amax(-1)
+            for column, lacks in zip(q, short, strict=True)
+        ]
+    )
+    corner = torch.minimum(corner, p[:, :, 0])
+    near = active.clone()
+    for column, low in zip(q, corner, strict=True):
+        near &= column > low.unsqueeze(-1)
+    return corner, near & (corner < p[:, :, 0]).all(0).unsqueeze(-1)
+
+
+def _volumes_on_host(inside: Tensor, counts: Tensor) -> Tensor:
+    """Hypervolumes of ragged sets [m, total], cut by their counts, by the compiled routine."""
+    library = moocore()
+    assert library is not None
+    indicator = library.Hypervolume(ref=[0.0] * len(inside))
+    costs = (-inside).T.contiguous().double().numpy()
+    volumes, start = [], 0
+    for stop in counts.cumsum(0).tolist():
+        volumes.append(indicator(costs[start:stop]) if stop > start else 0.0)
+        start = stop
+    return torch.tensor(volumes, dtype=inside.dtype)

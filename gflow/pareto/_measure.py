@@ -1,0 +1,127 @@
+"""Which exact routine measures a batch of fronts, and the gradient of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gflow.pareto._check import moocore
+from gflow.pareto._exclusive import axis_order, exclusive, volume
+from gflow.pareto.dominance import non_dominated
+from gflow.pareto.tiles import tile_cuts, tiled_volume
+
+
+def compiled(tensor: Tensor) -> bool:
+    """Whether the compiled routine can serve this tensor."""
+    return tensor.device.type == "cpu" and moocore() is not None
+
+
+def host_measure(n: int, m: int, memory_budget: int) -> Callable[[NDArray[np.float64]], float]:
+    """Hypervolume of costs [n, m] below the origin, by the compiled routine."""
+    library = moocore()
+    assert library is not None
+    if n == 0:
+        return lambda costs: 0.0
+    indicator: Callable[[Any], float] = library.Hypervolume(ref=[0.0] * m)
+    if tile_cuts(n, m) == 1:
+        return indicator
+
+    def by_tiles(costs: NDArray[np.float64]) -> float:
+        gains = torch.from_numpy(-costs)
+        return float(_tiles(gains, _host_base(indicator), memory_budget))
+
+    return by_tiles
+
+
+def _host_base(indicator: Callable[[Any], float]) -> Callable[[Tensor], Tensor]:
+    return lambda gains: gains.new_tensor(indicator(gains.neg().double().numpy()))
+
+
+def _tiles(gains: Tensor, base: Callable[[Tensor], Tensor], memory_budget: int) -> Tensor:
+    n, m = gains.shape
+    return tiled_volume(gains, base, tile_cuts(n, m), memory_budget)
+
+
+class Volume(torch.autograd.Function):
+    """Hypervolume of gains [B, n, m] over the origin; backward gives the exposed facets."""
+
+    @staticmethod
+    def forward(ctx: Any, gains: Tensor, method: str, memory_budget: int) -> Tensor:
+        ctx.save_for_backward(gains)
+        ctx.memory_budget = memory_budget
+        return measure(gains.detach(), method, memory_budget)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gains,) = ctx.saved_tensors
+        return _facets(gains, ctx.memory_budget) * upstream[:, None, None], None, None
+
+
+def measure(gains: Tensor, method: str, memory_budget: int) -> Tensor:
+    """Hypervolume of gains [B, n, m] over the origin."""
+    n, m = gains.shape[1:]
+    if method == "auto" and compiled(gains):
+        routine = host_measure(n, m, memory_budget)
+        costs = gains.neg().double().numpy()
+        return gains.new_tensor([routine(front) for front in costs])
+    if method == "tiles" or (method == "auto" and tile_cuts(n, m) > 1):
+
+        def slices(front: Tensor) -> Tensor:
+            return volume(front.unsqueeze(0), memory_budget)[0]
+
+        return torch.stack([_tiles(front, slices, memory_budget) for front in gains])
+    return volume(gains, memory_budget)
+
+
+def _facets(gains: Tensor, memory_budget: int) -> Tensor:
+    """Exposed measure of the facet of each point across each axis, [B, n, m]."""
+    front = non_dominated(gains, deduplicate=True, memory_budget=memory_budget)
+    columns = (gains * front.unsqueeze(-1)).permute(2, 0, 1)
+    if len(columns) == 1:
+        return ((axis_order(columns[0]) == 0) & (columns[0] > 0)).to(gains.dtype).unsqueeze(-1)
+    facets = []
+    for axis in range(len(columns)):
+        rest = torch.cat([columns[:axis], columns[axis + 1 :]])
+        keys = axis_order(columns[axis])
+        facets.append(exclusive(rest, rest, keys, keys, torch.lt, memory_budget))
+    return torch.stack(facets, -1)
+
+
+class Improvement(torch.autograd.Function):
+    """What the first k rows of gains [B, n, m] add to the rest; no gradient for the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, gains: Tensor, k: int, memory_budget: int) -> Tensor:
+        ctx.save_for_backward(gains)
+        ctx.k, ctx.memory_budget = k, memory_budget
+        return gains_in_turn(gains.detach(), k, memory_budget).sum(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gains,) = ctx.saved_tensors
+        facets = _facets(gains, ctx.memory_budget)
+        facets[:, ctx.k :] = 0
+        return facets * upstream[:, None, None], None, None
+
+
+def gains_in_turn(gains: Tensor, k: int, memory_budget: int) -> Tensor:
+    """What each of the first k rows of [B, n, m] adds to the rest and to the rows before it."""
+    keys = torch.arange(gains.shape[1], device=gains.device)
+    keys[k:] = -1
+    keys = keys.expand(gains.shape[:2])
+    columns = gains.permute(2, 0, 1)
+    return exclusive(columns[..., :k], columns, keys[:, :k], keys, torch.lt, memory_budget)
+
+
+def contributions(gains: Tensor, memory_budget: int) -> Tensor:
+    """What each row of [B, n, m] covers and no other row does, [B, n]."""
+    keys = torch.arange(gains.shape[1], device=gains.device).expand(gains.shape[:2])
+    columns = gains.permute(2, 0, 1)
+    return exclusive(columns, columns, keys, keys, torch.ne, memory_budget)
