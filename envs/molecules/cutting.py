@@ -103,7 +103,7 @@ def _fits(
                 return False
         if outer > vocabulary.sites[v].count(index) or _kind(mine, outer) != _kind(theirs, 0):
             return False
-    return n_inner == 2 * pattern.GetNumBonds()
+    return n_inner == 2 * len(pattern.GetBonds())
 
 
 def _kind(atom: Any, bonds: int) -> tuple[Any, ...]:

@@ -1,0 +1,257 @@
+"""Reward vectors of molecules from RDKit, and from a user's own Python functions."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rdkit import DataStructs, rdBase
+from rdkit.Chem import QED, rdFingerprintGenerator, rdMolDescriptors
+from torch import Tensor
+
+from gflow.envs.molecules.chemistry import parse_smiles
+from gflow.mdp import Reward
+
+
+class _Window(NamedTuple):
+    """A property that is rewarded inside a range, with a Gaussian fall-off of scale `width`."""
+
+    value: Callable[[Any], float]
+    unit: str
+    width: float
+    seconds: float
+    what: str
+    example: str
+
+
+def _crippen_logp(mol: Any) -> float:
+    return float(rdMolDescriptors.CalcCrippenDescriptors(mol)[0])
+
+
+def _weight(mol: Any) -> float:
+    return float(rdMolDescriptors._CalcMolWt(mol))
+
+
+_WINDOWS = {
+    "logp": _Window(_crippen_logp, "", 1.0, 2.5e-4, "Crippen logP", "1..4"),
+    "tpsa": _Window(rdMolDescriptors.CalcTPSA, "Å²", 20.0, 1e-5, "polar surface", "40..90"),
+    "mw": _Window(_weight, "Da", 50.0, 1e-5, "molecular weight", "200..450"),
+    "rings": _Window(rdMolDescriptors.CalcNumRings, "", 1.0, 1e-5, "number of rings", "2..4"),
+}
+_PLAIN = ("qed", "sa", "sp3")
+NAMES = (*_PLAIN, *_WINDOWS, "similar")
+"""Rewards that need no code; "similar" takes a SMILES, "logp" and the like a range."""
+
+
+class _Component(NamedTuple):
+    """One column: its meaning, and a function of an RDKit molecule or of a list of SMILES."""
+
+    reward: Reward
+    seconds: float
+    of_mol: Callable[[Any], float] | None = None
+    of_list: Callable[[list[str]], Any] | None = None
+    version: str = ""
+
+
+class MoleculeOracle:
+    """Reward vectors [n, K] of SMILES; see `parse` for what the columns can be.
+
+    Every molecule is parsed once. A SMILES that RDKit cannot read gets a row of NaN.
+
+    Attributes:
+        rewards: what the K columns mean.
+        version: the specification, RDKit's version, and a hash of the source of user functions.
+        seconds: rough cost of one molecule.
+    """
+
+    on_states = False
+
+    def __init__(self, specification: str):
+        self.specification = specification
+        self._components = _components(specification)
+        self.rewards: tuple[Reward, ...] = tuple(part.reward for part in self._components)
+        self.seconds = 1.5e-4 + sum(part.seconds for part in self._components)
+        sources = [part.version for part in self._components if part.version]
+        self.version = "; ".join([specification, f"rdkit {rdBase.rdkitVersion}", *sources])
+
+    @classmethod
+    def parse(cls, text: str) -> MoleculeOracle:
+        """An oracle from names with commas between them.
+
+        `qed` (Bickerton 2012), `sa` ((10 - SA score) / 9, Ertl 2009), `sp3` (fraction of sp3
+        carbons), all in 0..1; windows `logp:1..4`, `tpsa:40..90`, `mw:200..450`, `rings:2..4`: 1
+        inside, exp(-(d / width)^2 / 2) at a distance d outside, with widths 1, 20 Å², 50 Da and 1;
+        `similar:SMILES`, Tanimoto similarity of Morgan counts of radius 2; and
+        `package.module:function`, your own function of a list of n SMILES that returns n numbers,
+        larger being better. They must lie in 0..1 unless the function carries attributes `low` and
+        `high`; `unit`, `description` and `seconds` are read likewise.
+
+        Raises:
+            ValueError: naming the entry that cannot be used, and why.
+        """
+        return cls(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MoleculeOracle, (self.specification,)
+
+    def __call__(self, objects: Sequence[str]) -> Tensor:
+        """Rewards [n, K] float64 of n SMILES; NaN rows where a SMILES cannot be read."""
+        smiles = list(objects)
+        mols = [parse_smiles(text) if text else None for text in smiles]
+        readable = [row for row, mol in enumerate(mols) if mol is not None]
+        columns = []
+        for part in self._components:
+            column = torch.full((len(smiles),), math.nan, dtype=torch.float64)
+            if part.of_mol is not None:
+                values = [part.of_mol(mols[row]) for row in readable]
+            else:
+                values = _call(part, [smiles[row] for row in readable])
+            column[readable] = torch.tensor(values, dtype=torch.float64)
+            columns.append(column)
+        return torch.stack(columns, 1)
+
+
+def _call(part: _Component, smiles: list[str]) -> list[float]:
+    """A user's function on the readable molecules."""
+    if part.of_list is None or not smiles:
+        return []
+    values = [float(value) for value in part.of_list(smiles)]
+    if len(values) != len(smiles):
+        raise ValueError(
+            f"{part.reward.name} returned {len(values)} numbers for {len(smiles)} molecules"
+        )
+    return values
+
+
+def _components(specification: str) -> tuple[_Component, ...]:
+    entries = [entry.strip() for entry in specification.split(",")]
+    if not all(entries):
+        raise ValueError(f"rewards must be names with commas between them, not {specification!r}")
+    parts: list[_Component] = []
+    for entry in entries:
+        if entries.count(entry) > 1:
+            raise ValueError(f"reward {entry!r} is asked for twice")
+        part = _component(entry)
+        name, taken = part.reward.name, {other.reward.name for other in parts}
+        numbered = (f"{name}_{i}" for i in range(2, len(entries) + 1))
+        unique = next(x for x in (name, *numbered) if x not in taken)
+        parts.append(part._replace(reward=part.reward._replace(name=unique)))
+    return tuple(parts)
+
+
+def _component(entry: str) -> _Component:
+    name, colon, argument = entry.partition(":")
+    if name in _WINDOWS:
+        return _window(name, argument)
+    if name == "similar":
+        return _similarity(argument)
+    if name in _PLAIN:
+        if colon:
+            raise ValueError(f"reward {name!r} takes no argument, but got {argument!r}")
+        return {"qed": _QED, "sa": _SA, "sp3": _SP3}[name]
+    if colon and argument.isidentifier() and all(x.isidentifier() for x in name.split(".")):
+        return _user_function(name, argument)
+    raise ValueError(f"unknown reward {entry!r}{_near(name)}")
+
+
+def _near(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.4)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; there are {', '.join(NAMES)} and your own package.module:function"
+
+
+def _window(name: str, argument: str) -> _Component:
+    window = _WINDOWS[name]
+    try:
+        low, high = (float(end) for end in argument.split(".."))
+    except ValueError:
+        raise ValueError(
+            f"reward {name!r} needs a range such as {name}:{window.example}, not {argument!r}"
+        ) from None
+    if not low <= high or math.isinf(low) or math.isinf(high):
+        raise ValueError(f"reward {name!r}: the range {argument!r} does not go from low to high")
+    what = f"1 where {window.what} is in {low:g} to {high:g} {window.unit}".rstrip()
+    reward = Reward(name, description=f"{what}, falling off over {window.width:g}")
+    function = partial(_in_window, window.value, low, high, window.width)
+    return _Component(reward, window.seconds, function)
+
+
+def _in_window(
+    value: Callable[[Any], float], low: float, high: float, width: float, mol: Any
+) -> float:
+    x = value(mol)
+    return math.exp(-0.5 * (max(low - x, x - high, 0.0) / width) ** 2)
+
+
+def _similarity(target: str) -> _Component:
+    mol = parse_smiles(target) if target else None
+    if mol is None:
+        raise ValueError(f"reward 'similar' needs a target SMILES; RDKit cannot read {target!r}")
+    reward = Reward("similar", description=f"Tanimoto similarity of Morgan counts to {target}")
+    return _Component(reward, 1e-4, partial(_tanimoto, _morgan_counts(mol)))
+
+
+@cache
+def _morgan_generator() -> Any:
+    return rdFingerprintGenerator.GetMorganGenerator(radius=2)
+
+
+def _morgan_counts(mol: Any) -> Any:
+    return _morgan_generator().GetSparseCountFingerprint(mol)
+
+
+def _tanimoto(target: Any, mol: Any) -> float:
+    return float(DataStructs.TanimotoSimilarity(target, _morgan_counts(mol)))
+
+
+def _synthesizability(mol: Any) -> float:
+    from rdkit.Contrib.SA_Score import sascorer  # loads 4 MB of fragment scores
+
+    return (10.0 - float(sascorer.calculateScore(mol))) / 9.0
+
+
+_QED = _Component(Reward("qed", description="drug-likeness (QED)"), 1.5e-3, QED.qed)
+_SA = _Component(
+    Reward("sa", flipped=True, description="synthetic accessibility, (10 - SA score) / 9"),
+    3e-4,
+    _synthesizability,
+)
+_SP3 = _Component(
+    Reward("sp3", description="fraction of carbons that are sp3"),
+    1e-5,
+    rdMolDescriptors.CalcFractionCSP3,
+)
+
+
+def _user_function(module: str, name: str) -> _Component:
+    entry = f"{module}:{name}"
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"unknown reward {entry!r}: cannot import {module} ({error}){_near(module)}"
+        ) from error
+    function = getattr(found, name, None)
+    if not callable(function):
+        raise ValueError(f"reward {entry!r}: module {module} has no function {name}")
+    reward = Reward(
+        name,
+        getattr(function, "unit", ""),
+        float(getattr(function, "low", 0.0)),
+        float(getattr(function, "high", 1.0)),
+        description=getattr(function, "description", f"{entry} given by the user"),
+    )
+    version = entry
+    if found.__file__ is not None:
+        digest = hashlib.sha256(Path(found.__file__).read_bytes()).hexdigest()
+        version = f"{entry} {digest[:12]}"
+    seconds = float(getattr(function, "seconds", 1e-2))
+    return _Component(reward, seconds, of_list=function, version=version)
