@@ -57,8 +57,9 @@ class HyperGrid(Environment):
 
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
         """Coordinates below the border, and stop always."""
-        free = (states.data < self.side - 1) & ~states.done.unsqueeze(-1)
-        return torch.nn.functional.pad(free, (0, 1), value=True)
+        data = torch.where(states.done.unsqueeze(-1), self.side, states.data)
+        # Padding integers, since padded booleans break the compiler's CPU back end.
+        return torch.nn.functional.pad(data, (0, 1)) < self.side - 1
 
     def backward_mask(self, states: States) -> Tensor:
         """Coordinates above 0; of a finished row only its stop."""
