@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from gflow.kernels import Kernel, gumbel_noise
+from gflow.kernels import Categorical, Kernel, gumbel_noise
 
 
 class States(NamedTuple):
@@ -228,6 +228,10 @@ class Trajectories:
         rewards: [B, K] raw reward vectors, maximised; NaN where an oracle failed.
         log_reward: [B] log R(x given c), what balance objectives train towards.
         group: [B] int64, trajectories that share one condition share a number.
+        partial_log_reward: [B, T + 1] log-reward of every state, for objectives that credit
+            unfinished objects; that of the terminal state is its log_reward.
+        complete: [B] bool, None where all are. A trajectory that was cut short is False: its last
+            transition only shows the state it leaves, where everything known about it ends.
     """
 
     states: Tensor
@@ -239,6 +243,8 @@ class Trajectories:
     rewards: Tensor | None = None
     log_reward: Tensor | None = None
     group: Tensor | None = None
+    partial_log_reward: Tensor | None = None
+    complete: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -255,7 +261,9 @@ class Trajectories:
         """The terminal states, in the order of the batch."""
         lengths = self.lengths
         rows = torch.arange(self.n, device=lengths.device)
-        done = torch.ones_like(lengths, dtype=torch.bool)
+        done = (
+            torch.ones_like(lengths, dtype=torch.bool) if self.complete is None else self.complete
+        )
         return States(self.states[rows, lengths], lengths, done)
 
     def rows(self, index: Tensor) -> Trajectories:
@@ -296,7 +304,8 @@ class Trajectories:
         return replace(self, **changes)
 
 
-_PER_STEP = ("states", "actions", "backward_actions", "valid", "log_pf_old")
+_PER_STATE = ("states", "partial_log_reward")
+_PER_STEP = (*_PER_STATE, "actions", "backward_actions", "valid", "log_pf_old")
 
 
 def concat_trajectories(parts: Sequence[Trajectories]) -> Trajectories:
@@ -344,16 +353,20 @@ def trim_trajectories(batch: Trajectories) -> Trajectories:
     for name in _PER_STEP:
         value = getattr(batch, name)
         if value is not None:
-            changes[name] = value[:, : horizon + 1 if name == "states" else horizon]
+            changes[name] = value[:, : horizon + (name in _PER_STATE)]
     return replace(batch, **changes)
 
 
 class Heads(NamedTuple):
-    """What a policy says about a batch of states; heads that were not asked for are None."""
+    """What a policy says about a batch of states; heads that were not asked for are None.
+
+    `energy` [n, A] are learned log-rewards of single transitions (plain actions only).
+    """
 
     forward: Kernel | None = None
     backward: Kernel | None = None
     log_flow: Tensor | None = None
+    energy: Tensor | None = None
 
 
 class Policy(Protocol):
@@ -362,7 +375,7 @@ class Policy(Protocol):
     env: Environment
 
     def __call__(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
-        """Heads for each row; `needs` is a subset of {"log_pf", "log_pb", "log_flow"}."""
+        """Heads for each row; `needs` is among {"log_pf", "log_pb", "log_flow", "energy"}."""
 
     def log_z(self, condition: Condition) -> Tensor:
         """log Z(c) for each condition, [n]."""
@@ -380,12 +393,21 @@ class Evaluation(NamedTuple):
         log_pb: [B, T], 0 on padding and on the stop step.
         log_flow: [B, T], log F of the state each transition leaves, 0 on padding.
         log_z: [B].
+        construction: [B, T] bool, real transitions other than the stop step.
+        log_stop: [B, T], log P_F(stop) in the state each transition leaves, 0 on padding.
+        energy: [B, T], learned log-reward of each transition, 0 on padding and the stop step.
+        backward_kl: [B, T], KL(uniform || P_B) over the parents of the state that each
+            construction step enters, 0 elsewhere.
     """
 
     log_pf: Tensor
     log_pb: Tensor | None
     log_flow: Tensor | None
     log_z: Tensor | None
+    construction: Tensor
+    log_stop: Tensor | None = None
+    energy: Tensor | None = None
+    backward_kl: Tensor | None = None
 
 
 def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Evaluation:
@@ -394,25 +416,32 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     Args:
         policy: the policy to evaluate.
         batch: B trajectories.
-        needs: subset of {"log_pb", "log_pb_total", "log_flow", "log_z"}; log P_F always comes.
-            "log_pb_total" promises that only the sum of log P_B over a trajectory will be used,
-            which spares the path counts of intermediate states.
+        needs: subset of {"log_pb", "log_pb_total", "log_flow", "log_z", "log_stop", "energy",
+            "backward_kl"}; log P_F always comes. "log_pb_total" promises that only the sum of
+            log P_B over a trajectory will be used, which spares the path counts of intermediate
+            states.
 
     Returns:
         An `Evaluation`; entries that were not asked for are None.
     """
     env, valid = policy.env, batch.valid
     kind = "tree" if env.tree else policy.backward
-    want_pb = bool(needs & {"log_pb", "log_pb_total"})
+    if "backward_kl" in needs and kind != "learned":
+        raise ValueError(f"a {kind} backward policy has no parameters to pull towards uniform")
+    want_pb = bool(needs & {"log_pb", "log_pb_total", "backward_kl"})
     lengths = valid.sum(1)
     visited = torch.nn.functional.pad(valid, (0, 1))
     if want_pb and kind in ("learned", "uniform") and not env.has_stop:
         # The last transition is a construction step: its P_B is asked at the terminal state.
         visited[torch.arange(batch.n, device=valid.device), lengths] = True
     row, column = visited.nonzero(as_tuple=True)
-    states = States(batch.states[row, column], column, column >= lengths[row])
+    done = column >= lengths[row]
+    if batch.complete is not None:
+        done &= batch.complete[row]
+    states = States(batch.states[row, column], column, done)
+    construction = torch.nn.functional.pad(valid[:, 1:], (0, 1)) if env.has_stop else valid
 
-    asked = {"log_pf"} | (needs & {"log_flow"})
+    asked = {"log_pf"} | (needs & {"log_flow", "energy"})
     if want_pb and kind == "learned":
         asked |= {"log_pb"}
     heads = policy(states, batch.condition.rows(row), frozenset(asked))
@@ -422,6 +451,7 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     log_pf = _scatter(heads.forward.log_prob(actions), valid, row, column, column <= last)
 
     log_pb: Tensor | None = None
+    backward_kl: Tensor | None = None
     if want_pb:
         if kind == "tree":
             log_pb = torch.zeros_like(log_pf)
@@ -432,6 +462,11 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
                 assert heads.backward is not None
                 undone = batch.backward_actions[row, (column - 1).clamp(min=0)]
                 values = heads.backward.log_prob(undone)
+                if "backward_kl" in needs:
+                    legal = env.backward_mask(states)
+                    even = Categorical(torch.zeros_like(legal, dtype=values.dtype), legal)
+                    spread = even.kl(heads.backward)
+                    backward_kl = _scatter(spread, construction, row, column - 1, column > 0)
             else:
                 values = -env.backward_mask(states).sum(-1).to(log_pf.dtype).log()
             log_pb = _scatter(values, valid, row, column - 1, column > 0)
@@ -441,8 +476,32 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         if heads.log_flow is None:
             raise ValueError("the objective needs log F(s): build the policy with flow=True")
         log_flow = _scatter(heads.log_flow, valid, row, column, column <= last)
+    log_stop: Tensor | None = None
+    if "log_stop" in needs:
+        stop = stop_action(env, row.device).expand(len(row), *actions.shape[1:])
+        values = heads.forward.log_prob(stop)
+        log_stop = _scatter(values, valid, row, column, column <= last)
+    energy: Tensor | None = None
+    if "energy" in needs:
+        if heads.energy is None:
+            raise ValueError("the objective needs learned energies: give the policy such a head")
+        values = heads.energy.gather(1, actions.unsqueeze(1)).squeeze(1)
+        energy = _scatter(values, construction, row, column, column <= last)
     log_z = policy.log_z(batch.condition) if "log_z" in needs else None
-    return Evaluation(log_pf, log_pb, log_flow, log_z)
+    return Evaluation(log_pf, log_pb, log_flow, log_z, construction, log_stop, energy, backward_kl)
+
+
+def stop_action(env: Environment, device: torch.device | str = "cpu") -> Tensor:
+    """The forward action that stops, [1] or [1, factors].
+
+    Raises:
+        ValueError: trajectories of this environment do not end by a stop action.
+    """
+    if not env.has_stop:
+        raise ValueError(f"{type(env).__name__} has no stop action: every object has its own end")
+    start = env.initial(1, device)
+    finished = States(start.data, start.step + 1, torch.ones_like(start.done))
+    return env.forward_action(finished, env.backward_mask(finished).int().argmax(-1))
 
 
 def _scatter(values: Tensor, valid: Tensor, row: Tensor, column: Tensor, keep: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class TrajectoryBalance(BalanceObjective):
 
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """Mean over trajectories of g(residual)."""
-        log_pf, log_pb, _, log_z = evaluation
+        log_pf, log_pb, _, log_z = evaluation[:4]
         assert log_pb is not None and log_z is not None
         log_r = log_rewards(batch, log_pf)
         residual = functions.trajectory_balance(log_pf, log_pb, log_z, log_r)
@@ -76,7 +76,7 @@ class VarGrad(BalanceObjective):
 
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """Mean over trajectories of g(centred score); the whole batch is one group by default."""
-        log_pf, log_pb, _, _ = evaluation
+        log_pf, log_pb, _, _ = evaluation[:4]
         assert log_pb is not None
         score = functions.trajectory_score(log_pf, log_pb, log_rewards(batch, log_pf))
         group = batch.group
@@ -127,7 +127,7 @@ class SubTrajectoryBalance(BalanceObjective):
 
 
 def _potentials(evaluation: Evaluation, batch: Trajectories) -> Tensor:
-    log_pf, log_pb, log_flow, _ = evaluation
+    log_pf, log_pb, log_flow, _ = evaluation[:4]
     assert log_pb is not None and log_flow is not None
     log_r = log_rewards(batch, log_pf)
     return functions.potentials(log_flow, log_pf, log_pb, log_r, batch.valid)
