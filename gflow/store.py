@@ -245,9 +245,12 @@ class CandidateStore:
             row["oracle_version"] = self.oracle_version if rewards is not None else None
             rows.append(row)
         with self._transaction():
-            before = len(self)
+            (met,) = self._db.execute(
+                "SELECT count(*) FROM candidates WHERE key IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(keys)),),
+            ).fetchone()
             self._db.executemany(_UPSERT, rows)
-            return len(self) - before
+        return len(set(keys)) - int(met)
 
     def lookup(self, keys: Sequence[str]) -> dict[str, tuple[float, ...] | str]:
         """Outcomes the current oracle version gave: rewards, or the reason of a failure.

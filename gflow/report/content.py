@@ -1,0 +1,219 @@
+"""Everything the page shows, as one JSON document made from a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from gflow.report import molecules
+from gflow.report.markdown import to_html
+from gflow.report.progress import Scale, at_equal_calls, hypervolume_curves, training_curves
+from gflow.report.run import Run, Sample
+from gflow.store import Candidate, stack_rewards
+
+MAX_DRAWINGS = 500
+MAX_POINTS = 4000
+_MAX_FRONT_DRAWINGS = 250
+_TABLE_ROWS = 12
+_DENSE_POOL = 3000
+
+Draw = Callable[[object], str]
+
+
+class Points:
+    """The objects on the page, each once: candidates first met in the store or among samples."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, item: Any, rewards: Sequence[float], candidate: Candidate | None = None) -> int:
+        """Index of the point of an object, made on first sight."""
+        text = _text(item)
+        if text not in self._places:
+            self._places[text] = len(self.rows)
+            row: dict[str, Any] = {"text": text, "object": item, "rewards": list(rewards)}
+            if candidate is None:
+                row |= {"source": "trained sampler"}
+            else:
+                row |= {"source": candidate.source, "call": candidate.oracle_call}
+                row |= {"step": candidate.step, "preference": candidate.preference}
+            self.rows.append(row | {"front": False, "drawing": -1})
+        return self._places[text]
+
+    def draw(self, order: Sequence[int], draw: Draw) -> list[str]:
+        """Draw the points in `order`, at most `MAX_DRAWINGS` of them; drawings, each once."""
+        drawings: dict[str, int] = {}
+        for place in order:
+            row = self.rows[place]
+            if row["drawing"] < 0 and len(drawings) < MAX_DRAWINGS:
+                drawing = draw(row["object"])
+                if drawing:
+                    row["drawing"] = drawings.setdefault(drawing, len(drawings))
+        return list(drawings)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The points column by column."""
+        names = ("text", "rewards", "source", "call", "step", "preference", "front", "drawing")
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+
+def build(run: Run, title: str, draw: Draw | None) -> tuple[dict[str, Any], list[str]]:
+    """The page's document and its drawings.
+
+    Args:
+        run: the run.
+        title: headline of the page.
+        draw: makes SVG or HTML of an object; None draws molecules when the task is molecules.
+    """
+    are_molecules = _are_molecules(run)
+    draw = draw or (molecules.draw_molecule if are_molecules else None)
+    seen = stack_rewards([*run.candidates, *run.baseline], len(run.rewards))
+    scale = Scale(run.rewards, seen)
+
+    points = Points()
+    front = [points.place(c.object, c.rewards or (), c) for c in run.front]
+    for place in front:
+        points.rows[place]["front"] = True
+    tables = [_table(*choice, run, points, scale, are_molecules) for choice in _choices(run)]
+    listed = [place for table in tables for place in table["rows"]]
+    cloud = [
+        points.place(c.object, c.rewards or (), c) for c in _spread(run.candidates, MAX_POINTS)
+    ]
+    order = [*_spread(front, _MAX_FRONT_DRAWINGS), *listed, *_spread(cloud, MAX_DRAWINGS)]
+    drawings = points.draw(order, draw) if draw else []
+
+    volume = hypervolume_curves(run, scale)
+    document = {
+        "title": title,
+        "subtitle": _subtitle(run),
+        "headline": _headline(run, volume),
+        "rewards": [_reward(run, k) for k in range(len(run.rewards))],
+        "points": points.columns(),
+        "n_candidates": len(run.candidates),
+        "molecules": are_molecules,
+        "tables": tables,
+        "hypervolume": volume,
+        "reference": scale.low.tolist(),
+        "estimated": len(run.rewards) > 4,
+        "facts": _facts(run, are_molecules),
+        "curves": training_curves(run.metrics),
+        "card": to_html(run.card),
+        "config": run.config,
+        "environment": run.environment,
+    }
+    return document, drawings
+
+
+def _are_molecules(run: Run) -> bool:
+    task = run.config.get("task", "")
+    name = task.get("name", "") if isinstance(task, dict) else task
+    return "molecule" in str(name)
+
+
+def _spread(items: Sequence[Any], n: int) -> list[Any]:
+    """At most `n` of the items, evenly spaced."""
+    step = max(1.0, len(items) / n)
+    return [items[int(i * step)] for i in range(min(n, len(items)))]
+
+
+def _choices(run: Run) -> list[tuple[tuple[float, ...], Sample | None]]:
+    """The preferences with a table of their own: those sampled, or corners and the middle."""
+    if run.samples:
+        return [(sample.preference, sample) for sample in run.samples]
+    k = len(run.rewards)
+    middle = tuple([1 / k] * k)
+    if k == 1:
+        return [((1.0,), None)]
+    if k == 2:
+        return [((1 - w, w), None) for w in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    corners = [tuple(float(i == j) for j in range(k)) for i in range(k)]
+    return [(middle, None), *((corner, None) for corner in corners)]
+
+
+def _table(
+    preference: tuple[float, ...],
+    sample: Sample | None,
+    run: Run,
+    points: Points,
+    scale: Scale,
+    are_molecules: bool,
+) -> dict[str, Any]:
+    """The best candidates for one preference that are not alike."""
+    by_text = {_text(c.object): c for c in run.candidates} if sample else {}
+    pool: list[tuple[Any, tuple[float, ...], Candidate | None]] = []
+    if sample is None:
+        pool = [(c.object, c.rewards or (), c) for c in run.candidates]
+    else:
+        pairs = zip(sample.objects, sample.rewards, strict=True)
+        unique = {_text(item): (item, row) for item, row in pairs if row is not None}
+        pool = [(item, row, by_text.get(text)) for text, (item, row) in unique.items()]
+    if not pool:
+        return {"preference": preference, "rows": [], "scores": [], "mean": None, "n": 0}
+    rewards = torch.tensor([row for _, row, _ in pool], dtype=torch.float64)
+    scores = scale(rewards) @ torch.tensor(preference, dtype=torch.float64)
+    ranked = scores.argsort(descending=True, stable=True)[:_DENSE_POOL].tolist()
+    picks = list(range(min(_TABLE_ROWS, len(ranked))))
+    if are_molecules:
+        picks = molecules.pick_diverse([pool[i][0] for i in ranked], _TABLE_ROWS)
+    chosen = [ranked[pick] for pick in picks]
+    return {
+        "preference": preference,
+        "rows": [points.place(pool[i][0], pool[i][1], pool[i][2]) for i in chosen],
+        "scores": scores[chosen].tolist(),
+        "mean": rewards.mean(0).tolist() if sample else None,
+        "n": len(sample.objects) if sample else len(pool),
+    }
+
+
+def _text(item: Any) -> str:
+    return item if isinstance(item, str) else json.dumps(item)
+
+
+def _reward(run: Run, k: int) -> dict[str, Any]:
+    reward = run.rewards[k]
+    values = [c.rewards[k] for c in run.candidates if c.rewards is not None]
+    return reward._asdict() | {"seen": [min(values), max(values)]}
+
+
+def _headline(run: Run, volume: dict[str, dict[str, list[float]]]) -> list[dict[str, str]]:
+    n, failed = len(run.candidates), run.n_failed
+    lines = [
+        {"value": f"{len(run.front):,}", "label": "candidates on the front"},
+        {"value": f"{n:,}", "label": "different candidates scored"},
+    ]
+    if failed:
+        lines[1]["note"] = f"{failed:,} more could not be scored"
+    mine = {"value": f"{volume['run']['y'][-1]:.3f}", "label": "hypervolume, of at most 1"}
+    if "baseline" in volume:
+        calls, (ours, theirs) = at_equal_calls(volume)
+        mine["value"] = f"{ours:.3f}"
+        mine["note"] = f"{theirs:.3f} by random assembly, both after {calls:,} oracle calls"
+    return [*lines, mine]
+
+
+def _facts(run: Run, are_molecules: bool) -> list[dict[str, str]]:
+    facts: list[dict[str, str]] = []
+    if are_molecules and run.known and run.front:
+        new, nearest = molecules.novelty([c.object for c in run.front], run.known)
+        facts.append(
+            {
+                "value": f"{new:.0%}",
+                "label": "of the front is new",
+                "note": f"against {len(run.known):,} known molecules; the nearest known one has "
+                f"a mean Tanimoto similarity of {nearest:.2f}",
+            }
+        )
+    return facts
+
+
+def _subtitle(run: Run) -> str:
+    ended = max(candidate.last_seen for candidate in run.candidates)
+    day = datetime.fromtimestamp(ended, tz=UTC).strftime("%-d %B %Y")
+    objectives = ", ".join(reward.name for reward in run.rewards)
+    words = [str(run.config[name]) for name in ("task", "method") if name in run.config]
+    return " · ".join([*words, f"objectives {objectives}", day])

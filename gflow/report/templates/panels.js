@@ -1,0 +1,175 @@
+/** Headline numbers and other facts, as terms of a definition list. */
+function facts(id, entries) {
+  at(id).append(...entries.map((entry) => make("div", {},
+    make("dt", {}, entry.label, entry.note ? make("small", {}, entry.note) : null),
+    make("dd", {}, entry.value))));
+}
+
+/** Tables of the best diverse candidates, one for each preference. */
+const best = {
+  start() {
+    const how = report.molecules ? ", leaving out those too similar to one further up" : "";
+    at("best-lead").textContent =
+      `Ranked by the weighted sum of the rewards, each scaled to its range${how}. `
+      + "Choose a row to see it beside the front.";
+    const names = report.tables.map((table) => describe(table.preference));
+    if (names.length > 1) at("best-tools").append(chooser("Preference", names, 0, (i) => this.show(i)));
+    const save = make("button", { type: "button" }, "Save this table as CSV");
+    save.addEventListener("click", () => this.save());
+    at("best-tools").append(save);
+    this.show(0);
+    card.watchers.push((index) => this.highlight(index));
+  },
+
+  show(number) {
+    this.table = report.tables[number];
+    const { mean, n, rows, scores } = this.table;
+    const means = () => report.rewards.map((reward, k) => `${reward.name} ${format(mean[k])}`);
+    at("best-note").textContent = mean
+      ? `The trained sampler was asked for ${format(n)} candidates; on average they have ${means().join(", ")}.`
+      : "";
+    const wanted = (reward) => make("th", { className: "number", scope: "col", title: reward.description },
+      reward.name, make("small", {}, reward.unit || "\u00a0"));
+    const head = make("tr", {}, make("th", { className: "number", scope: "col" }, "#"),
+      make("th", { scope: "col" }, report.molecules ? "Structure" : "Candidate"),
+      report.molecules ? make("th", { scope: "col", className: "mono" }, "SMILES") : null,
+      ...report.rewards.map(wanted), make("th", { className: "number", scope: "col" }, "Score"));
+    const body = rows.map((index, i) => this.row(index, i + 1, scores[i]));
+    at("best-table").replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
+    this.highlight(card.pinned);
+  },
+
+  row(index, number, score) {
+    const values = points.rewards[index];
+    const text = report.molecules ? make("td", { className: "mono" },
+      make("div", { className: "name" }, make("span", {}, points.text[index]), copyButton(points.text[index]))) : null;
+    const row = make("tr", { tabIndex: 0 }, make("td", { className: "number" }, String(number)),
+      make("td", {}, drawing(index)), text,
+      ...values.map((value) => make("td", { className: "number" }, format(value))),
+      make("td", { className: "number" }, format(score)));
+    row.dataset.index = index;
+    const choose = () => card.pin(card.pinned === index ? null : index);
+    row.addEventListener("click", choose);
+    row.addEventListener("keydown", (event) => {
+      if (event.target === row && event.key === "Enter") choose();
+    });
+    return row;
+  },
+
+  highlight(index) {
+    for (const row of at("best-table").querySelectorAll("tbody tr")) {
+      row.classList.toggle("chosen", Number(row.dataset.index) === index);
+    }
+  },
+
+  save() {
+    const quote = (value) => `"${String(value).replaceAll('"', '""')}"`;
+    const head = [report.molecules ? "smiles" : "object", ...report.rewards.map((r) => r.name), "score"];
+    const lines = this.table.rows.map((index, i) =>
+      [quote(points.text[index]), ...points.rewards[index], this.table.scores[i]].join(","));
+    const blob = new Blob([[head.map(quote).join(","), ...lines].join("\n") + "\n"], { type: "text/csv" });
+    const link = make("a", { href: URL.createObjectURL(blob), download: "candidates.csv" });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  },
+};
+
+/** Hypervolume over oracle calls, beside random assembly where it was run. */
+function drawVolume() {
+  const { run, baseline } = report.hypervolume;
+  const box = report.rewards.map((r, k) => `${r.name} ${format(report.reference[k])}`).join(", ");
+  at("search-lead").textContent =
+    "Hypervolume: the share of all possible trade-offs that some candidate reaches or beats. Rewards are scaled "
+    + `to their ranges; the reference point is the worst corner (${box}).`
+    + (report.estimated ? " With this many objectives it is estimated from fixed random directions." : "");
+  return chart("volume-plot", (color) => {
+    const line = (curve, name, paint, dash) => ({
+      type: "scatter", mode: "lines", name, x: curve.x, y: curve.y, line: { color: paint, width: 2.4, dash },
+      hovertemplate: `${name}: %{y:.3f} after %{x:,} calls<extra></extra>`,
+    });
+    const traces = [line(run, "this run", color.accent, "solid")];
+    if (baseline) traces.push(line(baseline, "random assembly", color.other, "dash"));
+    const layout = {
+      xaxis: axis("oracle calls", { tickformat: ",", rangemode: "tozero" }),
+      yaxis: axis("hypervolume, higher is better", { rangemode: "tozero" }),
+      showlegend: Boolean(baseline), legend: { x: 0.98, y: 0.06, xanchor: "right", yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
+    };
+    return [traces, layout];
+  });
+}
+
+/** One small chart for each metric. */
+function drawCurves() {
+  if (!report.curves.length) at("curves").append(make("p", { className: "empty" }, "Nothing was logged."));
+  return Promise.all(report.curves.map((curve, i) => {
+    const id = `curve-${i}`;
+    const title = curve.name.replaceAll("_", " ");
+    at("curves").append(make("div", {}, make("h3", {}, title), make("div", { id, className: "plot" })));
+    const positive = curve.y.every((value) => value > 0);
+    const wide = positive && Math.max(...curve.y) > 100 * Math.min(...curve.y);
+    return chart(id, (color) => [
+      [{
+        type: "scatter", mode: "lines", x: curve.x, y: curve.y, line: { color: color.accent, width: 1.7 },
+        hovertemplate: `step %{x:,}: %{y:.4g}<extra></extra>`,
+      }],
+      {
+        margin: { l: 50, r: 8, t: 4, b: 38 },
+        xaxis: axis("step", { tickformat: "," }), yaxis: axis("", wide ? { type: "log", nticks: 5 } : { nticks: 6 }),
+      },
+    ]);
+  }));
+}
+
+/** The run's card: objectives, prose, settings. */
+function fillCard() {
+  const range = (reward) => `${format(reward.low)} to ${format(reward.high)}`;
+  const seen = (reward) => `${format(reward.seen[0])} to ${format(reward.seen[1])}`;
+  const cells = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, {}, value)));
+  const rows = report.rewards.map((reward) => cells("td", [
+    reward.name, reward.unit || "–",
+    reward.flipped ? "lower is better, so the reward is turned round" : "higher is better",
+    range(reward), seen(reward), reward.description || "–",
+  ]));
+  at("objectives").append(
+    make("thead", {}, cells("th", ["Reward", "Unit", "The quantity itself", "Range", "Seen", "What it measures"])),
+    make("tbody", {}, ...rows));
+  at("card-text").innerHTML = report.card;
+  settings("config", report.config);
+  settings("environment", report.environment);
+}
+
+function settings(id, tree) {
+  const rows = [];
+  const walk = (name, value) => {
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) {
+      for (const [key, inner] of Object.entries(value)) walk(name ? `${name}.${key}` : key, inner);
+    } else {
+      const text = typeof value === "string" ? value : JSON.stringify(value);
+      rows.push(make("tr", {}, make("td", {}, name), make("td", { className: "mono" }, text)));
+    }
+  };
+  walk("", tree);
+  if (rows.length) at(id).append(make("table", { className: "settings" }, make("tbody", {}, ...rows)));
+  else at(id).parentElement.remove();
+}
+
+async function main() {
+  at("subtitle").textContent = report.subtitle;
+  facts("headline", report.headline);
+  facts("facts", report.facts);
+  fillCard();
+  try {
+    drawings = await unpack();
+  } catch (error) {
+    console.warn("no drawings:", error);
+  }
+  card.show(front.members.length ? front.members[Math.floor(front.members.length / 2)] : null);
+  best.start();
+  await Promise.all([front.start(), drawVolume(), drawCurves()]);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    for (const [id, build] of charts) chart(id, build);
+  });
+  document.title = `ready ${report.title}`;
+}
+
+main();
