@@ -36,18 +36,20 @@ class MoleculeObservation(NamedTuple):
     Attributes:
         fragment: [n, F], V for an empty node.
         parent: [n, F], node this one hangs on; the node itself for the root and empty nodes.
-        parent_site: [n, F], 0..S-1, S for the root and empty nodes.
-        own_site: [n, F], 0..S-1, S for the root and empty nodes.
+        own_half: [n, F], the node's own half in the bond to its parent, 0..H-1; H where none.
+        parent_half: [n, F], its parent's half in that bond, H where none.
+        first_half: [n, F], half of the node's first site, H for empty nodes.
         used: [n, F], bitmask of used sites, 0..2^S-1.
         done: [n] bool.
         flat: [n, 3F], indices below `flat_size` of one-hot features that depend on the node's
-            position: fragment, slot and used sites.
+            position: fragment, slot and used sites; `flat_size` itself for empty nodes.
     """
 
     fragment: Tensor
     parent: Tensor
-    parent_site: Tensor
-    own_site: Tensor
+    own_half: Tensor
+    parent_half: Tensor
+    first_half: Tensor
     used: Tensor
     done: Tensor
     flat: Tensor
@@ -119,7 +121,8 @@ class FragmentMolecules(Environment):
         self.action_sizes = (self.n_slots + 1, self.n_entries)
         self.n_backward_actions = max_fragments + 1
         self.max_steps = max_fragments + 1
-        self.flat_size = max_fragments * (self.n_fragments + 1 + self.n_slots + 1 + 2**self.n_sites)
+        self.flat_size = max_fragments * (self.n_fragments + self.n_slots + 1 + 2**self.n_sites)
+        self.entry_orbit = tables.entry_orbit
 
     def __getstate__(self) -> dict[str, Any]:
         cpu = torch.device("cpu")
@@ -244,27 +247,46 @@ class FragmentMolecules(Environment):
     def observe(self, states: States) -> MoleculeObservation:
         """The tables as indices for embeddings."""
         fragment, slot, site, used = states.data.unbind(-1)
+        n_sites, tables = self.n_sites, self.tables(slot.device)[0]
         node = torch.arange(self.max_fragments, device=slot.device)
         attached = (slot >= 0) & (slot < self.n_slots)
-        parent = torch.div(slot, self.n_sites, rounding_mode="floor")
-        parent_site = torch.where(attached, slot - parent * self.n_sites, self.n_sites)
-        width = torch.tensor([self.n_fragments + 1, self.n_slots + 1, 2**self.n_sites])
-        start = (width.cumsum(0) - width).tolist()
-        position = node * int(width.sum())
-        # The root's and the empty rows' slot share one index: their fragments tell them apart.
+        parent = torch.where(attached, torch.div(slot, n_sites, rounding_mode="floor"), node)
+        first_half = tables.half_start[fragment]
+        parent_half = first_half.gather(1, parent) + slot - parent * n_sites
+        # One-hot blocks of each position: fragment, slot (the root's comes last), used sites.
+        position = node * (self.flat_size // self.max_fragments)
         place = torch.where(attached, slot, self.n_slots)
-        flat = torch.cat(
-            [position + fragment, position + start[1] + place, position + start[2] + used], 1
-        )
+        second, third = self.n_fragments, self.n_fragments + self.n_slots + 1
+        flat = position[:, None] + torch.stack([fragment, second + place, third + used], -1)
+        empty = fragment == self.n_fragments
         return MoleculeObservation(
             fragment,
-            torch.where(attached, parent, node),
-            parent_site,
-            torch.where(attached, site, self.n_sites),
+            parent,
+            torch.where(attached, first_half + site, self.n_halves),
+            torch.where(attached, parent_half, self.n_halves),
+            first_half,
             used,
             states.done,
-            flat,
+            torch.where(empty[..., None], self.flat_size, flat).flatten(1),
         )
+
+    def noise(
+        self,
+        steps: int,
+        n: int,
+        generator: torch.Generator | None,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        backward: bool = False,
+    ) -> Tensor:
+        """Gumbel noise as in `Environment.noise`, from uniforms: a third of the time.
+
+        Actions of probability below 1e-7 come out a little too rarely.
+        """
+        width = self.n_backward_actions if backward else sum(self.action_sizes)
+        uniform = torch.empty(steps, n, width, dtype=dtype, device=device)
+        uniform.uniform_(generator=generator)
+        return uniform.clamp_(min=1e-30).log_().neg_().log_().neg_()
 
     def count_ways(self, states: States) -> Counts:
         """Path counts and canonical keys of whole or partial molecules."""

@@ -97,6 +97,15 @@ def _site_images(mol: Any, sites: tuple[int, ...]) -> list[tuple[int, ...]]:
     return sorted(images, key=lambda image: image != sites)
 
 
+def site_orbits(vocabulary: Vocabulary, fragment: int) -> list[int]:
+    """For each site, the first one that a symmetry of the fragment's sites exchanges it with."""
+    sites = vocabulary.sites[fragment]
+    group = _site_images(vocabulary.mols[fragment], sites)
+    # Only symmetries that map the set of sites to itself leave the same sites to grow at.
+    closed = [image for image in group if sorted(image) == sorted(sites)]
+    return [min(sites.index(image[s]) for image in closed) for s in range(len(sites))]
+
+
 def _n_moves(group: list[tuple[int, ...]], sites: tuple[int, ...], used: int) -> int:
     """a_v: ways to move the used sites onto sites of the fragment."""
     total = 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gflow.envs.molecules.chemistry import SITE_CLASSES
+from gflow.envs.molecules.symmetry import site_orbits
 from gflow.envs.molecules.vocabulary import Vocabulary
 
 
@@ -22,6 +23,8 @@ class Tables(NamedTuple):
         entry_fragment: [H + V], the fragment an entry adds.
         entry_site: [H + V], its site that gets bonded, -1 for root fragments.
         entry_bit: [H + V], bit of that site, 0 for root fragments.
+        entry_orbit: [H + V], equal for halves that a symmetry of the fragment exchanges, so that
+            choosing one or the other leads to the same molecules.
         half_start: [V + 1], first half of each fragment.
         open_sites: [V + 1, 2 ** S, S] bool, free sites that some half may bond to, by the bitmask
             of used sites.
@@ -33,6 +36,7 @@ class Tables(NamedTuple):
     entry_fragment: Tensor
     entry_site: Tensor
     entry_bit: Tensor
+    entry_orbit: Tensor
     half_start: Tensor
     open_sites: Tensor
     entry_row: Tensor
@@ -64,6 +68,10 @@ def build_tables(vocabulary: Vocabulary, pairs: Sequence[Sequence[bool]]) -> Tab
         classes[v, : len(row)] = torch.tensor(row)
 
     n_halves = len(halves)
+    orbits = [(v, orbit) for v in range(n_fragments) for orbit in site_orbits(vocabulary, v)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(orbits + roots))}
+    orbit = torch.tensor([numbers[key] for key in orbits + roots])
+
     root_row, stop_row = len(SITE_CLASSES), len(SITE_CLASSES) + 1
     mask = torch.zeros(len(SITE_CLASSES) + 2, n_halves + n_fragments, dtype=torch.bool)
     half_class = classes[fragment[:n_halves], site[:n_halves]]
@@ -80,4 +88,4 @@ def build_tables(vocabulary: Vocabulary, pairs: Sequence[Sequence[bool]]) -> Tab
     bits = torch.arange(2**n_sites)[:, None] >> torch.arange(n_sites) & 1
     open_sites = has_partner[: n_fragments + 1, None] & (bits == 0)
     half_start = counts.cumsum(0) - counts
-    return Tables(fragment, site, bit, half_start, open_sites, entry_row, mask)
+    return Tables(fragment, site, bit, orbit, half_start, open_sites, entry_row, mask)
