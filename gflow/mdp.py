@@ -202,12 +202,23 @@ class Oracle(Protocol):
         seconds: rough cost of one object, which decides about worker processes.
     """
 
-    rewards: tuple[Reward, ...]
-    version: str
-    on_states: bool
-    seconds: float
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """What the K columns mean."""
 
-    def __call__(self, objects: Any) -> Tensor:
+    @property
+    def version(self) -> str:
+        """Identifies the values."""
+
+    @property
+    def on_states(self) -> bool:
+        """The oracle takes `States`."""
+
+    @property
+    def seconds(self) -> float:
+        """Rough cost of one object."""
+
+    def __call__(self, objects: Any, /) -> Tensor:
         """Rewards [n, K]; NaN marks an object that could not be scored."""
 
 
@@ -398,6 +409,8 @@ class Evaluation(NamedTuple):
         energy: [B, T], learned log-reward of each transition, 0 on padding and the stop step.
         backward_kl: [B, T], KL(uniform || P_B) over the parents of the state that each
             construction step enters, 0 elsewhere.
+        log_inflow: [B, T], log of the total flow into the state that each construction step
+            enters, 0 elsewhere.
     """
 
     log_pf: Tensor
@@ -408,6 +421,7 @@ class Evaluation(NamedTuple):
     log_stop: Tensor | None = None
     energy: Tensor | None = None
     backward_kl: Tensor | None = None
+    log_inflow: Tensor | None = None
 
 
 def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Evaluation:
@@ -417,9 +431,9 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         policy: the policy to evaluate.
         batch: B trajectories.
         needs: subset of {"log_pb", "log_pb_total", "log_flow", "log_z", "log_stop", "energy",
-            "backward_kl"}; log P_F always comes. "log_pb_total" promises that only the sum of
-            log P_B over a trajectory will be used, which spares the path counts of intermediate
-            states.
+            "backward_kl", "log_inflow"}; log P_F always comes. "log_pb_total" promises that only
+            the sum of log P_B over a trajectory will be used, which spares the path counts of
+            intermediate states. "log_inflow" costs a second pass, over the parents.
 
     Returns:
         An `Evaluation`; entries that were not asked for are None.
@@ -488,7 +502,33 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         values = heads.energy.gather(1, actions.unsqueeze(1)).squeeze(1)
         energy = _scatter(values, construction, row, column, column <= last)
     log_z = policy.log_z(batch.condition) if "log_z" in needs else None
-    return Evaluation(log_pf, log_pb, log_flow, log_z, construction, log_stop, energy, backward_kl)
+    log_inflow = _log_inflow(policy, batch, construction) if "log_inflow" in needs else None
+    return Evaluation(
+        log_pf, log_pb, log_flow, log_z, construction, log_stop, energy, backward_kl, log_inflow
+    )
+
+
+def _log_inflow(policy: Policy, batch: Trajectories, construction: Tensor) -> Tensor:
+    """log sum over parents s of F(s) P_F(s' | s), s' entered by each construction step, [B, T]."""
+    env = policy.env
+    row, column = construction.nonzero(as_tuple=True)
+    done = column + 1 >= batch.lengths[row]
+    if batch.complete is not None:
+        done &= batch.complete[row]
+    children = States(batch.states[row, column + 1], column + 1, done)
+    legal = env.backward_mask(children)
+    if not bool(legal.any(-1).all()):
+        raise ValueError(f"{type(env).__name__}: a state that is not initial has no parent")
+    child, undone = legal.nonzero(as_tuple=True)
+    ends = children.rows(child)
+    parents, redone = env.backstep(ends, undone), env.forward_action(ends, undone)
+    needs = frozenset({"log_pf", "log_flow"})
+    heads = policy(parents, batch.condition.rows(row[child]), needs)
+    if heads.forward is None or heads.log_flow is None:
+        raise ValueError("the objective needs log F(s): build the policy with flow=True")
+    edge = heads.log_flow + heads.forward.log_prob(redone)
+    edges = edge.new_full(legal.shape, -torch.inf).index_put((child, undone), edge)
+    return _scatter(edges.logsumexp(-1), construction, row, column, column >= 0)
 
 
 def stop_action(env: Environment, device: torch.device | str = "cpu") -> Tensor:

@@ -108,7 +108,7 @@ class Trainer:
         self.extra_state = extra_state or {}
         self.optimizer = _optimizer(policy, self.settings)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.step = 0
+        self.step = self.goal = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.stop_requested = False
@@ -123,7 +123,7 @@ class Trainer:
         Raises:
             TrainingError: too many consecutive non-finite steps.
         """
-        self.stop_requested = False
+        self.stop_requested, self.goal = False, steps
         with _graceful_stop(self):
             try:
                 while self.step < steps and not self.runtime.any(self.stop_requested):

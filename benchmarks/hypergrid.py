@@ -1,0 +1,151 @@
+"""The Trainer against a flat hand-written loop of the same arithmetic on HyperGrid 8x8x8x8.
+
+Trajectory balance, learned P_B, one-hot input, two hidden layers of 256, float32, Adam, one
+thread. Both loops run in turn in one process and start from trained weights, so that trajectory
+lengths have settled; times are the medians of this process's CPU time over windows.
+
+    python benchmarks/hypergrid.py [--compile] [--windows 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from gflow.conditions import Conditions
+from gflow.envs.grids import HyperGrid, corner_reward
+from gflow.objectives.balance import TrajectoryBalance
+from gflow.policies import MLPPolicy
+from gflow.sampling import OnPolicy, Scorer, compile_block, step_block
+from gflow.training import Trainer, TrainerSettings
+
+DIM, SIDE = 4, 8
+
+
+class FlatLoop:
+    """No abstraction: tensors, a rollout without gradient, one pass over the real rows."""
+
+    def __init__(self, batch_size: int, policy: MLPPolicy):
+        self.batch_size = batch_size
+        self.trunk, self.pf, self.pb = policy.trunk, policy.forward_head, policy.backward_head
+        self.log_z = policy.log_z.bias
+        weights = [p for m in (self.trunk, self.pf, self.pb) for p in m.parameters()]
+        groups = [{"params": weights, "lr": 1e-3}, {"params": [self.log_z], "lr": 0.1}]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+        self.eye = torch.eye(SIDE)
+        self.axes = torch.arange(DIM)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def step(self) -> None:
+        n = self.batch_size
+        state = torch.zeros(n, DIM, dtype=torch.int64)
+        done = torch.zeros(n, dtype=torch.bool)
+        states, actions, alive = [], [], []
+        with torch.no_grad():
+            while True:
+                logits = self.pf(self.trunk(self.eye[state].flatten(1)))
+                legal = nn.functional.pad(state < SIDE - 1, (0, 1), value=True)
+                noise = torch.empty(n, DIM + 1).exponential_(generator=self.generator).log()
+                action = (torch.where(legal, logits, -torch.inf) - noise).argmax(1)
+                action = action.where(~done, DIM)
+                states.append(state)
+                actions.append(action)
+                alive.append(~done)
+                state = state + (action[:, None] == self.axes)
+                done = done | (action == DIM)
+                if bool(done.all()):
+                    break
+        s, a, valid = torch.stack(states, 1), torch.stack(actions, 1), torch.stack(alive, 1)
+        row, column = valid.nonzero(as_tuple=True)
+        here = s[row, column]
+        hidden = self.trunk(self.eye[here].flatten(1))
+        legal = nn.functional.pad(here < SIDE - 1, (0, 1), value=True)
+        log_pf = torch.where(legal, self.pf(hidden), -torch.inf).log_softmax(1)
+        log_pf = log_pf.gather(1, a[row, column, None]).squeeze(1)
+        # The move into this state; the initial state has none and counts zero.
+        into = column > 0
+        lower = here[into] > 0
+        back = self.pb(hidden[into])[:, :DIM]
+        log_pb = torch.where(lower, back, -torch.inf).log_softmax(1)
+        log_pb = log_pb.gather(1, a[row[into], column[into] - 1, None]).squeeze(1)
+        score = self.log_z.expand(n).index_add(0, row, log_pf).index_add(0, row[into], -log_pb)
+        residual = score - corner_reward(state, SIDE).log().float()
+        loss = residual.square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.get_total_norm(
+            [p.grad for g in self.optimizer.param_groups for p in g["params"]]
+        )
+        if bool(torch.isfinite(loss.detach() + norm)):
+            self.optimizer.step()
+
+
+class Corner:
+    rewards = ()
+    version = "1"
+    on_states = True
+    seconds = 0.0
+
+    def __call__(self, states):
+        return corner_reward(states.data, SIDE).unsqueeze(-1)
+
+
+def make_trainer(policy: MLPPolicy, batch_size: int, block) -> Trainer:
+    sampler = OnPolicy(
+        policy, Conditions(), Scorer(policy.env, Corner()), batch_size, seed=0, block=block
+    )
+    return Trainer(policy, TrajectoryBalance(), sampler, TrainerSettings(log_every=0))
+
+
+def measure(loops: dict[str, object], windows: int, iterations: int) -> dict[str, float]:
+    """Median milliseconds per iteration, the loops taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(windows):
+        for name, loop in loops.items():
+            start = time.process_time()
+            if isinstance(loop, Trainer):
+                loop.run(loop.step + iterations)
+            else:
+                for _ in range(iterations):
+                    loop.step()
+            seconds[name].append((time.process_time() - start) / iterations)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def trained_policy() -> MLPPolicy:
+    policy = MLPPolicy(HyperGrid(DIM, SIDE), (256, 256), backward="learned")
+    make_trainer(policy, 64, step_block).run(300)
+    return policy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--windows", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    state = trained_policy().state_dict()
+    for batch_size, iterations, bar in ((16, 60, 1.15), (256, 12, 1.05)):
+        loops: dict[str, object] = {}
+        names = ["flat loop", "trainer"] + ["trainer, compiled"] * options.compile
+        for name in names:
+            policy = MLPPolicy(HyperGrid(DIM, SIDE), (256, 256), backward="learned")
+            policy.load_state_dict(state)
+            block = compile_block() if "compiled" in name else step_block
+            trainer = make_trainer(policy, batch_size, block)
+            loops[name] = FlatLoop(batch_size, policy) if name == "flat loop" else trainer
+        measure(loops, 1, iterations)
+        times = measure(loops, options.windows, iterations)
+        length = loops["trainer"].batch.lengths.double().mean()  # type: ignore[attr-defined]
+        print(f"batch {batch_size}, mean length {length:.1f}, bar {bar}x")
+        for name, value in times.items():
+            ratio = value / times["flat loop"]
+            print(f"  {name:20s} {value:8.2f} ms/iteration   {ratio:5.2f} x flat loop")
+
+
+if __name__ == "__main__":
+    main()

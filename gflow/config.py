@@ -1,0 +1,165 @@
+"""Settings of a run, as they stand in `config.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from gflow.training.trainer import TrainerSettings
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it."""
+
+
+@dataclass
+class PolicySettings:
+    """The policy network.
+
+    Attributes:
+        hidden: width of the hidden layers; 0 takes the task's default.
+        layers: number of layers; 0 takes the task's default.
+        backward: backward policy: uniform, learned, paths or tree; none takes the task's default.
+    """
+
+    hidden: int = 0
+    layers: int = 0
+    backward: str | None = None
+
+
+@dataclass
+class SamplingSettings:
+    """Where the batches come from.
+
+    Attributes:
+        batch_size: new trajectories per step.
+        epsilon: probability of an even choice among legal actions, at each step.
+        temperature: logits of the behaviour policy are divided by it.
+        replay: replayed trajectories added to each batch; 0 for none.
+        replay_capacity: trajectories kept for replay.
+        scalarization: weighted_sum, weighted_log_sum or tchebycheff.
+        inverse_temperature: exponent of the scalarised reward: a number, or a distribution such
+            as uniform:1..32 or gamma:16..1, which the policy then sees; none takes the method's
+            default.
+        concentration: Dirichlet parameter of the preferences; none takes the method's default.
+    """
+
+    batch_size: int = 64
+    epsilon: float = 0.01
+    temperature: float = 1.0
+    replay: int = 0
+    replay_capacity: int = 10_000
+    scalarization: str = "weighted_sum"
+    inverse_temperature: str | None = None
+    concentration: float | None = None
+
+
+@dataclass
+class OracleSettings:
+    """How rewards are computed.
+
+    Attributes:
+        workers: worker processes for oracles on objects; 0 scores in this process, -1 takes one
+            per processor when the oracle is slow enough to gain from it.
+        timeout: seconds one object may take; none waits for ever.
+        max_failed: largest tolerated share of failed objects in a batch.
+    """
+
+    workers: int = -1
+    timeout: float | None = None
+    max_failed: float = 0.5
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        task: name of the problem, see `gflow tasks`.
+        method: name of the method, see `gflow methods`.
+        rewards: the task's rewards, for molecules for example qed,sa,logp:1..4.
+        options: further settings of the task, such as --options.vocabulary mine.csv.
+        out: folder of the run; must not hold a run yet.
+        steps: training steps.
+        seed: seeds weights, conditions, rollouts and replay.
+        policy: the network.
+        sampling: where batches come from.
+        trainer: learning rates and intervals.
+        oracle: how rewards are computed.
+        baseline: compare with random construction at the same number of oracle calls.
+        known: file of known objects (CSV or SMILES) to report novelty against.
+        tensorboard: also write TensorBoard files (needs the extra gflow[log]).
+        compile: compile blocks of rollout steps.
+        device: cpu or cuda.
+        dtype: float32 or float64.
+        threads: threads of tensor operations; small networks are fastest with 1.
+    """
+
+    task: str = "molecules"
+    method: str = "mogfn_pc"
+    rewards: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    out: str = "runs/latest"
+    steps: int = 400
+    seed: int = 0
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    trainer: TrainerSettings = field(
+        default_factory=lambda: TrainerSettings(
+            clip_norm=10.0, log_every=5, eval_every=25, checkpoint_every=50
+        )
+    )
+    oracle: OracleSettings = field(default_factory=OracleSettings)
+    baseline: bool = True
+    known: str | None = None
+    tensorboard: bool = False
+    compile: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+
+    def save(self, path: Path) -> None:
+        """Write the settings as YAML."""
+        import yaml
+
+        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+
+    @staticmethod
+    def load(path: Path) -> RunConfig:
+        """Read settings written by `save`.
+
+        Raises:
+            ConfigError: no such file, not YAML, or an unknown setting.
+        """
+        import yaml
+
+        if not path.is_file():
+            raise ConfigError(f"{path}: there is no such file, so this is no run folder")
+        try:
+            values = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML ({error})") from error
+        return from_dict(values, str(path))
+
+
+def from_dict(values: dict[str, Any], where: str) -> RunConfig:
+    """Settings from nested dictionaries; what is left out keeps its default."""
+    config: RunConfig = _filled(RunConfig(), values, where)
+    return config
+
+
+def _filled(target: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected settings by name, found {type(values).__name__}")
+    known = {item.name for item in fields(target)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{where}: unknown setting {unknown[0]!r}, known are {sorted(known)}")
+    changes = {}
+    for name, value in values.items():
+        old = getattr(target, name)
+        changes[name] = _filled(old, value, f"{where}: {name}") if is_dataclass(old) else value
+    return type(target)(
+        **{item.name: getattr(target, item.name) for item in fields(target)} | changes
+    )
