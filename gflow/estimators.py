@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -70,12 +71,86 @@ def _merge(states: States, mass: Tensor) -> tuple[States, Tensor]:
     """Join equal states, adding up their mass."""
     if not states.n:
         return states, mass
-    _, member = states.data.flatten(1).unique(dim=0, return_inverse=True)
-    size = int(member.max()) + 1
-    first = torch.full((size,), states.n, dtype=torch.int64, device=mass.device)
-    index = torch.arange(states.n, device=mass.device)
-    first = first.scatter_reduce(0, member, index, "amin")
-    return states.rows(first), mass.new_zeros(size).index_add(0, member, mass)
+    first, member = _distinct(states)
+    return states.rows(first), mass.new_zeros(len(first)).index_add(0, member, mass)
+
+
+def _distinct(states: States) -> tuple[Tensor, Tensor]:
+    """Where each distinct state first occurs, and the number of the distinct state of each row."""
+    key = torch.cat([states.data.flatten(1), states.done.unsqueeze(1)], 1)
+    distinct, member = key.unique(dim=0, return_inverse=True)
+    index = torch.arange(states.n, device=member.device)
+    first = torch.full_like(index[: len(distinct)], states.n)
+    return first.scatter_reduce(0, member, index, "amin"), member
+
+
+class Flows(NamedTuple):
+    """The balanced flow of a small environment: n states and the m transitions between them.
+
+    Attributes:
+        states: every reachable state once, s0 first, then by number of steps.
+        log_flow: [n] float64, log F(s); of s0 it is log Z, of a finished state log R.
+        parent: [m], number of the state a transition leaves.
+        action: [m] or [m, factors], the action it takes.
+        child: [m], number of the state it leads to.
+        log_pf: [m], log P_F of the action.
+        log_pb: [m], log P_B of its undoing.
+    """
+
+    states: States
+    log_flow: Tensor
+    parent: Tensor
+    action: Tensor
+    child: Tensor
+    log_pf: Tensor
+    log_pb: Tensor
+
+
+def legal_actions(env: Environment, states: States) -> tuple[Tensor, Tensor]:
+    """Every legal action of every row: row numbers [m] and actions [m] or [m, factors]."""
+    row = torch.arange(states.n, device=states.data.device)
+    chosen: tuple[Tensor, ...] = ()
+    for _ in env.action_sizes:
+        at, factor = env.forward_mask(states.rows(row), *chosen).nonzero(as_tuple=True)
+        row, chosen = row[at], (*(value[at] for value in chosen), factor)
+    return row, chosen[0] if len(chosen) == 1 else torch.stack(chosen, -1)
+
+
+@torch.no_grad()
+def exact_flows(env: Environment, log_reward: Callable[[States], Tensor]) -> Flows:
+    """The flow with uniform P_B and F(x) = R(x), by dynamic programming backward from the rewards.
+
+    F(s) = sum over children s' of F(s') P_B(s | s') (GFlowNet Foundations, 2111.09266). Meant for
+    tests: it holds every transition.
+
+    Args:
+        env: an environment with few states.
+        log_reward: log R [k] of finished states.
+    """
+    frontier, total = env.initial(1), 1
+    known, levels = [frontier], []
+    while bool((~frontier.done).any()):
+        going = (~frontier.done).nonzero().squeeze(1)
+        row, action = legal_actions(env, frontier.rows(going))
+        children = env.step(frontier.rows(going[row]), action)
+        first, member = _distinct(children)
+        log_pb = -env.backward_mask(children).sum(1).double().log()
+        levels.append((total - frontier.n + going[row], action, total + member, log_pb))
+        frontier = children.rows(first)
+        known.append(frontier)
+        total += frontier.n
+    states = concat_states(known)
+    log_flow = torch.full((total,), -torch.inf, dtype=torch.float64)
+    log_flow[states.done] = log_reward(states.rows(states.done)).double()
+    for parent, _, child, log_pb in reversed(levels):
+        # Children are finished, or belong to the level just done.
+        share = log_flow[child] + log_pb
+        top = torch.full_like(log_flow, -torch.inf).scatter_reduce(0, parent, share, "amax")
+        mass = torch.zeros_like(log_flow).index_add(0, parent, (share - top[parent]).exp())
+        log_flow[parent] = (top + mass.log())[parent]
+    parent, action, child, log_pb = (torch.cat(column) for column in zip(*levels, strict=True))
+    log_pf = log_flow[child] + log_pb - log_flow[parent]
+    return Flows(states, log_flow, parent, action, child, log_pf, log_pb)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
