@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from gflow.envs.common import MAX_ENUMERABLE, all_digits, finished, multi_hot, undo_mask
+from gflow.envs.grid_rewards import CornerReward, GridObjectives, corner_reward
 from gflow.mdp import Environment, States
+
+__all__ = ["CornerReward", "GridObjectives", "HyperGrid", "corner_reward"]
 
 
 class HyperGrid(Environment):
@@ -17,22 +20,26 @@ class HyperGrid(Environment):
     Actions 0..dim-1 raise a coordinate, action dim stops. The backward actions have the same
     numbers. (Flow Network based Generative Models, 2021, arXiv 2106.04399.)
 
+    With `stop_at_border` a walker that has reached side - 1 in one coordinate can only stop (the
+    grid of Multi-Objective GFlowNets, 2022, arXiv 2210.12765). Points with two such coordinates
+    do not exist then, and a border point has one parent: its other neighbours could not go on.
+
     Args:
         dim: number of coordinates, at least 1.
         side: number of values of each coordinate, at least 2.
+        stop_at_border: stopping is the only choice at the upper border.
     """
 
-    enumerable = True
-
-    def __init__(self, dim: int = 2, side: int = 8):
+    def __init__(self, dim: int = 2, side: int = 8, stop_at_border: bool = False):
         if dim < 1 or side < 2:
             raise ValueError(f"HyperGrid needs dim >= 1 and side >= 2, not dim={dim}, side={side}")
-        self.dim, self.side = dim, side
+        self.dim, self.side, self.stop_at_border = dim, side, stop_at_border
         self.state_shape = (dim,)
         self.action_sizes = (dim + 1,)
         self.n_backward_actions = dim + 1
-        self.max_steps = dim * (side - 1) + 1
+        self.max_steps = dim * (side - 2) + 2 if stop_at_border else dim * (side - 1) + 1
         self.observation_size = dim * side
+        self.enumerable = side**dim <= MAX_ENUMERABLE
 
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
         """`n` walkers at the origin."""
@@ -42,66 +49,76 @@ class HyperGrid(Environment):
 
     def step(self, states: States, actions: Tensor) -> States:
         """Raise one coordinate, or stop."""
-        actions = actions.where(~states.done, self.dim + 1)
+        going = ~states.done
+        actions = actions.where(going, self.dim)
         moves = actions.unsqueeze(-1) == torch.arange(self.dim, device=actions.device)
-        done = actions >= self.dim
-        return States(states.data + moves, states.step + (actions <= self.dim), done)
+        return States(states.data + moves, states.step + going, actions == self.dim)
 
     def backstep(self, states: States, actions: Tensor) -> States:
         """Take back the stop, or lower one coordinate."""
-        actions = torch.where(states.done, self.dim, actions)
-        actions = torch.where(states.step == 0, self.dim + 1, actions)
+        actions = torch.where(states.done | (states.step == 0), self.dim, actions)
         moves = actions.unsqueeze(-1) == torch.arange(self.dim, device=actions.device)
-        done = torch.zeros_like(states.done)
-        return States(states.data - moves.long(), states.step - (actions <= self.dim).long(), done)
+        step = (states.step - 1).clamp(min=0)
+        return States(states.data - moves.long(), step, torch.zeros_like(states.done))
 
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
         """Coordinates below the border, and stop always."""
-        data = torch.where(states.done.unsqueeze(-1), self.side, states.data)
-        # Padding integers, since padded booleans break the compiler's CPU back end.
-        return torch.nn.functional.pad(data, (0, 1)) < self.side - 1
+        open_up_to = (~states.done * (self.side - 1)).unsqueeze(-1)
+        if self.stop_at_border:
+            inside = (states.data < self.side - 1).all(-1, keepdim=True)
+            open_up_to = open_up_to * inside
+        # Padded as integers: padded booleans break the compiler's CPU back end.
+        return torch.nn.functional.pad(states.data, (0, 1), value=-1) < open_up_to
 
     def backward_mask(self, states: States) -> Tensor:
-        """Coordinates above 0; of a finished row only its stop."""
-        done = states.done | (states.step == 0)
-        lower = (states.data > 0) & ~done.unsqueeze(-1)
-        return torch.cat([lower, done.unsqueeze(-1)], -1)
+        """Coordinates above 0 whose lowering gives a point that can go on; or only the stop."""
+        lower = states.data > 0
+        if self.stop_at_border:
+            border = states.data == self.side - 1
+            lower = lower & (border | ~border.any(-1, keepdim=True))
+        return undo_mask(lower, states, has_stop=True)
+
+    def indices(self, states: States) -> Tensor:
+        """Where `observe` has its ones, [n, dim]."""
+        start = torch.arange(0, self.observation_size, self.side, device=states.data.device)
+        return states.data + start
 
     def observe(self, states: States) -> Tensor:
         """One-hot coordinates, [n, dim * side]."""
-        eye = torch.eye(self.side, dtype=torch.get_default_dtype(), device=states.data.device)
-        return eye[states.data].flatten(1)
+        return multi_hot(self.indices(states), self.observation_size)
 
     def decode(self, states: States) -> list[tuple[int, ...]]:
         """Coordinates as tuples."""
         return [tuple(row) for row in states.data.tolist()]
 
     def encode(self, objects: Sequence[Sequence[int]]) -> States:
-        """Finished walkers at the given coordinates."""
-        data = torch.as_tensor([list(point) for point in objects], dtype=torch.int64)
-        if data.ndim != 2 or data.shape[1] != self.dim or data.min() < 0 or data.max() >= self.side:
-            raise ValueError(f"points must have {self.dim} coordinates in 0..{self.side - 1}")
-        return States(data, data.sum(1) + 1, torch.ones(len(data), dtype=torch.bool))
+        """Finished walkers at the given coordinates.
+
+        Raises:
+            ValueError: a point has the wrong number of coordinates or lies outside the grid.
+        """
+        for i, point in enumerate(objects):
+            if len(point) != self.dim or not all(0 <= x < self.side for x in point):
+                raise ValueError(
+                    f"point {i}, {tuple(point)}, needs {self.dim} coordinates in 0..{self.side - 1}"
+                )
+            if self.stop_at_border and list(point).count(self.side - 1) > 1:
+                raise ValueError(f"point {i}, {tuple(point)}, lies beyond the border: unreachable")
+        points = [list(point) for point in objects]
+        data = torch.tensor(points, dtype=torch.int64).view(-1, self.dim)
+        return finished(data, data.sum(1) + 1)
 
     def log_n_paths(self, states: States) -> Tensor:
-        """Multinomial coefficient (sum s)! / prod s_d!, as a logarithm."""
+        """Multinomial coefficient (sum s)! / prod s_d!, as a logarithm; [n] float64."""
         data = states.data.double()
+        if self.stop_at_border:
+            # The last move, onto the border, is certain.
+            data = data - (states.data == self.side - 1).double()
         return torch.lgamma(data.sum(-1) + 1) - torch.lgamma(data + 1).sum(-1)
 
     def all_terminal_states(self) -> States:
-        """All side ** dim points, last coordinate fastest."""
-        return self.encode(list(itertools.product(range(self.side), repeat=self.dim)))
-
-
-def corner_reward(
-    data: Tensor, side: int, r0: float = 0.1, r1: float = 0.5, r2: float = 2.0
-) -> Tensor:
-    """The standard HyperGrid reward, [n], with 2 ** dim modes.
-
-    R = r0 + r1 prod 1[a > 1/4] + r2 prod 1[0.3 < a < 0.4], a = |s / (side - 1) - 1/2|
-    (2106.04399).
-    """
-    a = (data.double() / (side - 1) - 0.5).abs()
-    outer = (a > 0.25 + 1e-12).all(-1)
-    ring = ((a > 0.3 + 1e-12) & (a < 0.4 - 1e-12)).all(-1)
-    return r0 + r1 * outer + r2 * ring
+        """All points that can be reached, last coordinate fastest."""
+        data = all_digits(self.side, self.dim)
+        if self.stop_at_border:
+            data = data[(data == self.side - 1).sum(-1) <= 1]
+        return finished(data, data.sum(1) + 1)

@@ -1,0 +1,49 @@
+"""Small tensor pieces that several discrete environments share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gflow.mdp import States
+
+MAX_ENUMERABLE = 1_000_000
+"""Spaces with more terminal states than this do not call themselves enumerable."""
+
+
+def multi_hot(index: Tensor, size: int) -> Tensor:
+    """Zeros [n, size] with a one at every `index` [n, F]."""
+    return torch.zeros(index.shape[0], size, device=index.device).scatter_(1, index, 1.0)
+
+
+def all_digits(base: int, length: int) -> Tensor:
+    """Every row of `length` numbers 0..base-1, [base ** length, length], the last one fastest."""
+    place = base ** torch.arange(length - 1, -1, -1)
+    return torch.arange(base**length).unsqueeze(1) // place % base
+
+
+def with_last(mask: Tensor, only_last: Tensor) -> Tensor:
+    """`mask` [n, A], but exactly the last entry in the rows `only_last` [n] bool."""
+    mask = mask & ~only_last.unsqueeze(1)
+    mask[:, -1] |= only_last
+    return mask
+
+
+def finished(data: Tensor, steps: Tensor) -> States:
+    """Terminal states [n, ...] that took `steps` [n] transitions."""
+    return States(data, steps, torch.ones_like(steps, dtype=torch.bool))
+
+
+def undoable(states: States, has_stop: bool) -> Tensor:
+    """Rows whose last transition was a construction step, not a stop; [n] bool."""
+    started = states.step > 0
+    return started & ~states.done if has_stop else started
+
+
+def undo_mask(removals: Tensor, states: States, has_stop: bool) -> Tensor:
+    """Backward mask [n, A_b] from the legal `removals`, with the stop's undoing behind them."""
+    here = undoable(states, has_stop)
+    if not has_stop:
+        return with_last(removals, ~here)
+    here = here.unsqueeze(1)
+    return torch.cat([removals & here, ~here], 1)
