@@ -1,8 +1,12 @@
-"""Balance objectives: trajectory, sub-trajectory and detailed balance, and VarGrad."""
+"""Balance objectives: flow matching, detailed, trajectory and sub-trajectory balance, VarGrad."""
 
 from gflow.objectives.balance.functions import (
     detailed_balance,
+    dropout_variance,
+    energy_decomposition,
+    flow_matching,
     potentials,
+    spread_energy,
     subtrajectory_balance,
     trajectory_balance,
     trajectory_score,
@@ -11,21 +15,41 @@ from gflow.objectives.balance.functions import (
 from gflow.objectives.balance.objectives import (
     BalanceObjective,
     DetailedBalance,
+    FlowMatching,
     SubTrajectoryBalance,
     TrajectoryBalance,
     VarGrad,
 )
+from gflow.objectives.balance.potentials import POTENTIALS, Potential
 from gflow.objectives.balance.regression import REGRESSIONS
+from gflow.objectives.balance.terms import (
+    BackwardLikelihood,
+    BackwardUniformity,
+    EnergyDecomposition,
+)
+from gflow.objectives.term import Sum, Term
 
 __all__ = [
+    "POTENTIALS",
     "REGRESSIONS",
+    "BackwardLikelihood",
+    "BackwardUniformity",
     "BalanceObjective",
     "DetailedBalance",
+    "EnergyDecomposition",
+    "FlowMatching",
+    "Potential",
     "SubTrajectoryBalance",
+    "Sum",
+    "Term",
     "TrajectoryBalance",
     "VarGrad",
     "detailed_balance",
+    "dropout_variance",
+    "energy_decomposition",
+    "flow_matching",
     "potentials",
+    "spread_energy",
     "subtrajectory_balance",
     "trajectory_balance",
     "trajectory_score",

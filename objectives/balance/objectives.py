@@ -1,84 +1,90 @@
-"""Balance objectives as settings: which pairs of potentials, which regression."""
+"""Balance objectives as settings: which pairs, which potential, which regression, which P_B."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gflow.mdp import Evaluation, Loss, Policy, Trajectories, evaluate
 from gflow.objectives.balance import functions
+from gflow.objectives.balance.potentials import (
+    POTENTIALS,
+    complete_log_rewards,
+    log_rewards,
+    usable_lengths,
+)
 from gflow.objectives.balance.regression import REGRESSIONS, Regression
+from gflow.objectives.term import Term
 
 
-def log_rewards(batch: Trajectories, like: Tensor) -> Tensor:
-    """The batch's log-rewards in the dtype of the policy's outputs, checked."""
-    if batch.log_reward is None:
-        raise ValueError("the batch has no log_reward: score it before calling an objective")
-    return batch.log_reward.to(like.dtype)
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
-class BalanceObjective:
-    """Shared settings of the balance objectives.
+class BalanceObjective(Term):
+    """Shared switches of the balance objectives.
 
     Attributes:
         regression: name of the loss on residuals, a key of `REGRESSIONS`.
+        backward_gradient: the residual trains a learned P_B too; off where P_B has a loss of its
+            own.
+        relative: P_F of a frozen prior sampler takes the place of P_B, so that the optimum is
+            proportional to prior(x) R(x) (Relative Trajectory Balance, 2024, arXiv 2405.20971).
+        prior: that sampler, on the same trajectory space; give it by `dataclasses.replace`.
     """
 
     regression: str = "squared"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    backward_gradient: bool = True
+    relative: bool = False
+    prior: Policy | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.regression not in REGRESSIONS:
-            raise ValueError(
-                f"unknown regression {self.regression!r}: choose from {', '.join(REGRESSIONS)}"
-            )
+        _check_choice("regression", self.regression, REGRESSIONS)
+        if self.prior is not None and not self.relative:
+            raise ValueError(f"{type(self).__name__} has a prior: set relative=True to use it")
 
     @property
     def g(self) -> Regression:
         """The regression loss as a function."""
         return REGRESSIONS[self.regression]
 
-    def __call__(self, policy: Policy, batch: Trajectories) -> Loss:
-        """The loss of a batch of trajectories with log-rewards."""
-        evaluation = evaluate(policy, batch, self.needs)
-        return self.loss(evaluation, batch)
+    def _needs(self, log_pb: str, *more: str) -> frozenset[str]:
+        return frozenset(more) if self.relative else frozenset({log_pb, *more})
 
-    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
-        """The loss from re-evaluated trajectories."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class TrajectoryBalance(BalanceObjective):
-    """One residual per complete trajectory (Trajectory Balance, 2022, arXiv 2201.13259)."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"log_pb_total", "log_z"})
-
-    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
-        """Mean over trajectories of g(residual)."""
-        log_pf, log_pb, _, log_z = evaluation[:4]
-        assert log_pb is not None and log_z is not None
-        log_r = log_rewards(batch, log_pf)
-        residual = functions.trajectory_balance(log_pf, log_pb, log_z, log_r)
-        metrics = {"log_z": log_z.detach().mean(), "residual": residual.detach().abs().mean()}
-        return Loss(self.g(residual).mean(), metrics, batch.n)
+    def _log_pb(self, evaluation: Evaluation, batch: Trajectories) -> Tensor:
+        """log P_B, or the prior's log P_F, [B, T]."""
+        if not self.relative:
+            assert evaluation.log_pb is not None
+            log_pb = evaluation.log_pb
+            return log_pb if self.backward_gradient else log_pb.detach()
+        if self.prior is None:
+            raise ValueError(
+                f"relative {type(self).__name__} has no prior sampler: use "
+                "dataclasses.replace(objective, prior=policy)"
+            )
+        with torch.no_grad():
+            return evaluate(self.prior, batch, frozenset()).log_pf
 
 
 @dataclass(frozen=True)
 class VarGrad(BalanceObjective):
     """Trajectory balance with log Z as the mean of each group (2023, arXiv 2302.05446)."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"log_pb_total"})
+    @property
+    def needs(self) -> frozenset[str]:
+        """log P_F and the total log P_B."""
+        return self._needs("log_pb_total")
 
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """Mean over trajectories of g(centred score); the whole batch is one group by default."""
-        log_pf, log_pb, _, _ = evaluation[:4]
-        assert log_pb is not None
-        score = functions.trajectory_score(log_pf, log_pb, log_rewards(batch, log_pf))
+        log_pf, log_pb = evaluation.log_pf, self._log_pb(evaluation, batch)
+        log_r = complete_log_rewards(batch, log_pf, "VarGrad")
+        score = functions.trajectory_score(log_pf, log_pb, log_r)
         group = batch.group
         if group is None:
             group = torch.zeros(batch.n, dtype=torch.int64, device=score.device)
@@ -88,22 +94,101 @@ class VarGrad(BalanceObjective):
 
 
 @dataclass(frozen=True)
-class DetailedBalance(BalanceObjective):
-    """One residual per transition (GFlowNet Foundations, 2021, arXiv 2111.09266)."""
+class PotentialObjective(BalanceObjective):
+    """Balance objectives on differences of potentials.
 
-    needs: ClassVar[frozenset[str]] = frozenset({"log_pb", "log_flow"})
+    Attributes:
+        potential: what stands for log F(s), a key of `POTENTIALS`.
+    """
 
-    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
-        """Mean over all real transitions of g(residual)."""
-        u = _potentials(evaluation, batch)
-        residual = functions.detailed_balance(u, batch.valid)
-        count = batch.valid.sum()
-        value = torch.where(batch.valid, self.g(residual), 0.0).sum() / count
-        return Loss(value, _flow_metrics(evaluation, residual, count), count)
+    potential: str = "flow"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("potential", self.potential, POTENTIALS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """log P_B and what the potential needs."""
+        return self._needs("log_pb", *POTENTIALS[self.potential].needs)
+
+    def potentials(self, evaluation: Evaluation, batch: Trajectories) -> tuple[Tensor, Tensor]:
+        """phi and u, both [B, T + 1]."""
+        phi = POTENTIALS[self.potential].phi(evaluation, batch)
+        log_pb = self._log_pb(evaluation, batch)
+        return phi, functions.potentials(phi, evaluation.log_pf, log_pb, usable_lengths(batch))
+
+    def _loss(self, value: Tensor, phi: Tensor, residual: Tensor, count: Tensor | int) -> Loss:
+        metrics = {
+            "log_z": phi[:, 0].detach().mean(),
+            "residual": residual.detach().abs().sum() / count,
+        }
+        return Loss(value, metrics, count)
 
 
 @dataclass(frozen=True)
-class SubTrajectoryBalance(BalanceObjective):
+class TrajectoryBalance(PotentialObjective):
+    """One residual per complete trajectory (Trajectory Balance, 2022, arXiv 2201.13259).
+
+    By default the potential of s_0 is a learned log Z(c); any other one gives it by its phi_0.
+    """
+
+    potential: str = "log_z"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The total log P_B and what the potential needs."""
+        return self._needs("log_pb_total", *POTENTIALS[self.potential].needs)
+
+    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
+        """Mean over trajectories of g(u_0 - u_T)."""
+        complete_log_rewards(batch, evaluation.log_pf, "trajectory balance")
+        phi, u = self.potentials(evaluation, batch)
+        residual = u[:, 0] - _last(u, batch)
+        return self._loss(self.g(residual).mean(), phi, residual, batch.n)
+
+
+@dataclass(frozen=True)
+class FlowObjective(PotentialObjective):
+    """Objectives with residuals inside a trajectory.
+
+    Attributes:
+        boundary: the last transition, which knows log R(x), takes part; off where the terminal
+            values are ordered instead (`gflow.objectives.ordering`).
+    """
+
+    boundary: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.potential == "log_z":
+            raise ValueError(f"{type(self).__name__} needs a potential of interior states")
+
+    def _lengths(self, batch: Trajectories) -> Tensor:
+        """[B], transitions that take part."""
+        return usable_lengths(batch) if self.boundary else batch.lengths - 1
+
+
+@dataclass(frozen=True)
+class DetailedBalance(FlowObjective):
+    """One residual per transition (GFlowNet Foundations, 2021, arXiv 2111.09266).
+
+    With the potential "modified" the stop step's residual is exactly 0 and is not counted.
+    """
+
+    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
+        """Mean over all real transitions of g(residual)."""
+        phi, u = self.potentials(evaluation, batch)
+        residual = functions.detailed_balance(u, self._lengths(batch))
+        counted = usable_lengths(batch)
+        if self.potential == "modified":
+            counted = counted.minimum(evaluation.construction.sum(1))
+        count = counted.sum().clamp(min=1)
+        return self._loss(self.g(residual).sum() / count, phi, residual, count)
+
+
+@dataclass(frozen=True)
+class SubTrajectoryBalance(FlowObjective):
     """All sub-trajectories, geometrically weighted (2022, arXiv 2209.12782).
 
     Attributes:
@@ -111,7 +196,6 @@ class SubTrajectoryBalance(BalanceObjective):
     """
 
     lam: float = 0.9
-    needs: ClassVar[frozenset[str]] = frozenset({"log_pb", "log_flow"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,24 +204,69 @@ class SubTrajectoryBalance(BalanceObjective):
 
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """Mean over trajectories of the weighted mean over sub-trajectories."""
-        u = _potentials(evaluation, batch)
-        value = functions.subtrajectory_balance(u, batch.valid, self.lam, self.g).mean()
-        ends = u[:, 0] - u.gather(1, batch.lengths.unsqueeze(1)).squeeze(1)
-        return Loss(value, _flow_metrics(evaluation, ends, batch.n), batch.n)
+        phi, u = self.potentials(evaluation, batch)
+        lengths = self._lengths(batch)
+        value = functions.subtrajectory_balance(u, lengths, self.lam, self.g).mean()
+        ends = u[:, 0] - u.gather(1, lengths.unsqueeze(1)).squeeze(1)
+        return self._loss(value, phi, ends, batch.n)
 
 
-def _potentials(evaluation: Evaluation, batch: Trajectories) -> Tensor:
-    log_pf, log_pb, log_flow, _ = evaluation[:4]
-    assert log_pb is not None and log_flow is not None
-    log_r = log_rewards(batch, log_pf)
-    return functions.potentials(log_flow, log_pf, log_pb, log_r, batch.valid)
+def _last(u: Tensor, batch: Trajectories) -> Tensor:
+    """u_T of each trajectory, [B]."""
+    return u.gather(1, batch.lengths.unsqueeze(1)).squeeze(1)
 
 
-def _flow_metrics(
-    evaluation: Evaluation, residual: Tensor, count: Tensor | int
-) -> dict[str, Tensor]:
-    assert evaluation.log_flow is not None
-    return {
-        "log_z": evaluation.log_flow[:, 0].detach().mean(),
-        "residual": residual.detach().abs().sum() / count,
-    }
+@dataclass(frozen=True)
+class FlowMatching(BalanceObjective):
+    """Inflow equals outflow in every visited state (2021, arXiv 2106.04399).
+
+    Edge flows are F(s) P_F(s' | s), so that outflows are F(s) itself and P_B plays no part.
+
+    Attributes:
+        leaf_weight: weight of the terminal condition; 0 where terminal values are ordered instead.
+        epsilon: added to both flows before the logarithm.
+    """
+
+    leaf_weight: float = 1.0
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relative:
+            raise ValueError("flow matching has no backward policy for a prior to replace")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """log F and the flow into each state."""
+        return frozenset({"log_flow", "log_inflow"})
+
+    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
+        """Mean over interior states, plus `leaf_weight` times the mean over terminal ones."""
+        log_flow, inflow = evaluation.log_flow, evaluation.log_inflow
+        assert log_flow is not None and inflow is not None
+        # Column t of the inflow belongs to state t + 1.
+        outflow = torch.nn.functional.pad(log_flow[:, 1:], (0, 1))
+        interior = torch.nn.functional.pad(batch.valid[:, 1:], (0, 1))
+        residual = functions.flow_matching(inflow, outflow, self.epsilon)
+        residual = torch.where(interior, residual, 0.0)
+        count = interior.sum()
+        value = self.g(residual).sum() / count.clamp(min=1)
+        if self.leaf_weight:
+            value = value + self.leaf_weight * self._leaf(evaluation, batch)
+        metrics = {
+            "log_z": log_flow[:, 0].detach().mean(),
+            "residual": residual.detach().abs().sum() / count.clamp(min=1),
+        }
+        return Loss(value, metrics, count.clamp(min=1))
+
+    def _leaf(self, evaluation: Evaluation, batch: Trajectories) -> Tensor:
+        """Mean of g(log F(x -> end) - log R(x)) over complete trajectories."""
+        assert evaluation.log_flow is not None and evaluation.log_inflow is not None
+        leaving = evaluation.log_flow + evaluation.log_pf
+        # Without a stop step the terminal state's flow is what flows into it.
+        flow = torch.where(evaluation.construction, evaluation.log_inflow, leaving)
+        flow = flow.gather(1, batch.lengths.unsqueeze(1) - 1).squeeze(1)
+        residual = functions.flow_matching(flow, log_rewards(batch, flow), self.epsilon)
+        if batch.complete is not None:
+            residual = residual[batch.complete]
+        return self.g(residual).sum() / max(len(residual), 1)

@@ -1,0 +1,77 @@
+"""What all balance-like objectives share: one evaluation of the batch, and sums of terms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gflow.mdp import (
+    Environment,
+    Evaluation,
+    Loss,
+    Policy,
+    Trajectories,
+    evaluate,
+    stop_action,
+)
+
+
+class Term(ABC):
+    """An objective on re-evaluated trajectories; terms add up in a `Sum`."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[str]:
+        """What `evaluate` must deliver."""
+
+    @abstractmethod
+    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
+        """The loss from re-evaluated trajectories."""
+
+    def check(self, env: Environment) -> None:
+        """Refuse an environment that this objective cannot serve, by a ValueError that says why."""
+        if "log_stop" in self.needs:
+            what = f"{type(self).__name__} needs a stop action in every state"
+            if not env.has_stop:
+                raise ValueError(f"{what}, and {type(env).__name__} has none")
+            stop = stop_action(env).flatten()[0]
+            if not bool(env.forward_mask(env.initial(1))[0, stop]):
+                raise ValueError(f"{what}, and {type(env).__name__} cannot stop at its start")
+
+    def __call__(self, policy: Policy, batch: Trajectories) -> Loss:
+        """The loss of a batch of scored trajectories."""
+        self.check(policy.env)
+        return self.loss(evaluate(policy, batch, self.needs), batch)
+
+
+@dataclass(frozen=True)
+class Sum(Term):
+    """A weighted sum of terms on one evaluation of the batch.
+
+    Attributes:
+        terms: pairs (weight, term); metrics of later terms win where names collide.
+    """
+
+    terms: tuple[tuple[float, Term], ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any of the terms needs."""
+        return frozenset().union(*(term.needs for _, term in self.terms))
+
+    def check(self, env: Environment) -> None:
+        """Refuse what any of the terms refuses."""
+        for _, term in self.terms:
+            term.check(env)
+
+    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
+        """The weighted sum; its weight is that of the first term."""
+        parts = [(weight, term.loss(evaluation, batch)) for weight, term in self.terms]
+        value = torch.stack([weight * part.value for weight, part in parts]).sum()
+        metrics: dict[str, Tensor] = {}
+        for _, part in parts:
+            metrics |= part.metrics
+        return Loss(value, metrics, parts[0][1].weight)
