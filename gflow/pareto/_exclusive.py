@@ -13,14 +13,14 @@ rivals reach into that corner: the rest of the work is done there, on small sets
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from gflow.pareto._check import moocore
 
-Compare = Callable[[Tensor, Tensor], Tensor]
+STRIDE = 8
+"""Among many rivals every 8th is enough for a first corner."""
+MANY = 2048
 
 
 def axis_order(values: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def _volume(columns: Tensor, memory_budget: int) -> Tensor:
     if m == 2:
         return sweep(columns[0], columns[1])
     order = axis_order(columns[-1])
-    bases = _exclusive(columns[:-1], columns[:-1], order, order, torch.lt, memory_budget)
+    bases = _exclusive(columns[:-1], columns[:-1], order, order, True, memory_budget)
     return (columns[-1] * bases).sum(-1)
 
 
@@ -63,17 +63,17 @@ def exclusive(
     rivals: Tensor,
     point_keys: Tensor,
     rival_keys: Tensor,
-    compare: Compare,
+    earlier: bool,
     memory_budget: int,
 ) -> Tensor:
-    """E(p | rivals q with compare(key of q, key of p)) for every p.
+    """E(p | rivals) for every p, against the rivals with an earlier key, or with another key.
 
     Args:
         points: [m, B, k] gains over the reference point.
         rivals: [m, B, n] gains.
-        point_keys: [B, k].
-        rival_keys: [B, n].
-        compare: which rivals count, on broadcast keys.
+        point_keys: [B, k] int64, different within a front.
+        rival_keys: [B, n] int64.
+        earlier: True for the rivals with a smaller key, False for all with a different one.
         memory_budget: bytes for temporary tensors.
 
     Returns:
@@ -84,7 +84,7 @@ def exclusive(
     first = rivals[0].argsort(dim=-1, descending=True)
     ordered = rivals.gather(-1, first.expand_as(rivals))
     keys = rival_keys.gather(-1, first)
-    return _exclusive(points, ordered, point_keys, keys, compare, memory_budget)
+    return _exclusive(points, ordered, point_keys, keys, earlier, memory_budget)
 
 
 def _exclusive(
@@ -92,7 +92,7 @@ def _exclusive(
     rivals: Tensor,
     point_keys: Tensor,
     rival_keys: Tensor,
-    compare: Compare,
+    earlier: bool,
     memory_budget: int,
 ) -> Tensor:
     """The same for rivals with the first column in descending order, a block at a time."""
@@ -100,19 +100,18 @@ def _exclusive(
     n = rivals.shape[-1]
     result = points.new_zeros(batch * k)
     flat = points.reshape(m, batch * k)
-    keys = point_keys.reshape(-1)
-    # Live at once: a copy of the rivals, their clipped copy, a scan with its int64 indices.
+    keys = point_keys.reshape(-1, 1)
+    # Live at once: copies of the rivals, their clipped share, a scan and its int64 indices.
     block = max(1, memory_budget // (2 * n * ((2 * m + 2) * points.element_size() + 16)))
     for start in range(0, batch * k, block):
-        stop = min(start + block, batch * k)
-        p = flat[:, start:stop, None]
+        rows = slice(start, min(start + block, batch * k))
         if batch == 1:
             q, other = rivals, rival_keys
         else:
-            fronts = torch.arange(start, stop, device=points.device) // k
+            fronts = torch.arange(rows.start, rows.stop, device=points.device) // k
             q, other = rivals[:, fronts], rival_keys[fronts]
-        active = compare(other, keys[start:stop, None])
-        result[start:stop] = _exclusive_block(p, q, active, memory_budget)
+        active = other < keys[rows] if earlier else other != keys[rows]
+        result[rows] = _exclusive_block(flat[:, rows, None], q, active, memory_budget)
     return result.view(batch, k)
 
 
@@ -124,39 +123,60 @@ def _exclusive_block(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -
     if m == 2:
         clipped = torch.minimum(q[1], p[1]) * active
         return p[:, :, 0].prod(0) - sweep(torch.minimum(q[0], p[0]).expand_as(clipped), clipped)
-    corner, near = _corner(p, q, active)
+    step = STRIDE if q.shape[-1] >= MANY else 1
+    corner = _corner(p, q[..., ::step], active[:, ::step])
     edges = p[:, :, 0] - corner
     box = edges.prod(0)
-    rows, places = near.nonzero(as_tuple=True)
+    rows, inside = _reaching(q, active & (box > 0).unsqueeze(-1), corner, p)
+    if step > 1:
+        rows, inside, edges = _trimmed(rows, inside, edges)
+        box = edges.prod(0)
     if len(rows) == 0:
         return box
-    inside = q[:, rows if q.shape[1] > 1 else torch.zeros_like(rows), places]
-    inside = torch.minimum(inside - corner[:, rows], edges[:, rows])
-    counts = near.sum(-1)
+    counts = rows.bincount(minlength=len(box))
     if p.device.type == "cpu" and moocore() is not None:
         return box - _volumes_on_host(inside, counts)
-    # Padding behind the last rival keeps the first column in descending order.
-    slots = torch.arange(len(rows), device=p.device) - (counts.cumsum(0) - counts)[rows]
-    padded = p.new_zeros(m, len(box), int(counts.max()))
-    padded[:, rows, slots] = inside
-    return box - _volume(padded, memory_budget)
+    return box - _volume(_padded(inside, rows, counts), memory_budget)
 
 
-def _corner(p: Tensor, q: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower corner [m, r] of what is left of each box, and the rivals [r, n] that reach into it."""
+def _corner(p: Tensor, q: Tensor, active: Tensor) -> Tensor:
+    """Lower corner [m, r] of what rivals that fall short of p on one axis at most leave of it."""
     short = [column < mine for column, mine in zip(q, p, strict=True)]
     missing = torch.stack(short).sum(0, dtype=torch.int8)
-    corner = torch.stack(
-        [
-            (column * ((missing == lacks) & active)).amax(-1)
-            for column, lacks in zip(q, short, strict=True)
-        ]
-    )
-    corner = torch.minimum(corner, p[:, :, 0])
-    near = active.clone()
+    corner = [
+        (column * ((missing == lacks) & active)).amax(-1)
+        for column, lacks in zip(q, short, strict=True)
+    ]
+    return torch.minimum(torch.stack(corner), p[:, :, 0])
+
+
+def _reaching(q: Tensor, active: Tensor, corner: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """The active rivals above the corner: the row of each, and its share of the box [m, total]."""
+    near = active
     for column, low in zip(q, corner, strict=True):
-        near &= column > low.unsqueeze(-1)
-    return corner, near & (corner < p[:, :, 0]).all(0).unsqueeze(-1)
+        near = near & (column > low.unsqueeze(-1))
+    rows, places = near.nonzero(as_tuple=True)
+    reach = q[:, rows if q.shape[1] > 1 else torch.zeros_like(rows), places]
+    return rows, torch.minimum(reach, p[:, rows, 0]) - corner[:, rows]
+
+
+def _trimmed(rows: Tensor, inside: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut boxes [m, r] once more, by the rivals that were found: what is left of all three."""
+    short = inside < edges[:, rows]
+    cuts = inside * (short.sum(0, dtype=torch.int8) == short)
+    corner = torch.zeros_like(edges).scatter_reduce_(1, rows.expand_as(cuts), cuts, "amax")
+    left = edges - corner
+    near = ((inside > corner[:, rows]) & (left[:, rows] > 0)).all(0)
+    rows, inside = rows[near], inside[:, near]
+    return rows, inside - corner[:, rows], left
+
+
+def _padded(values: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """Ragged rows [m, total] as [m, r, most], zeros behind the last of each row."""
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    padded = values.new_zeros(len(values), len(counts), int(counts.max()))
+    padded[:, rows, slots] = values
+    return padded
 
 
 def _volumes_on_host(inside: Tensor, counts: Tensor) -> Tensor:

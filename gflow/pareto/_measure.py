@@ -89,7 +89,7 @@ def _facets(gains: Tensor, memory_budget: int) -> Tensor:
     for axis in range(len(columns)):
         rest = torch.cat([columns[:axis], columns[axis + 1 :]])
         keys = axis_order(columns[axis])
-        facets.append(exclusive(rest, rest, keys, keys, torch.lt, memory_budget))
+        facets.append(exclusive(rest, rest, keys, keys, True, memory_budget))
     return torch.stack(facets, -1)
 
 
@@ -117,11 +117,11 @@ def gains_in_turn(gains: Tensor, k: int, memory_budget: int) -> Tensor:
     keys[k:] = -1
     keys = keys.expand(gains.shape[:2])
     columns = gains.permute(2, 0, 1)
-    return exclusive(columns[..., :k], columns, keys[:, :k], keys, torch.lt, memory_budget)
+    return exclusive(columns[..., :k], columns, keys[:, :k], keys, True, memory_budget)
 
 
 def contributions(gains: Tensor, memory_budget: int) -> Tensor:
     """What each row of [B, n, m] covers and no other row does, [B, n]."""
     keys = torch.arange(gains.shape[1], device=gains.device).expand(gains.shape[:2])
     columns = gains.permute(2, 0, 1)
-    return exclusive(columns, columns, keys, keys, torch.ne, memory_budget)
+    return exclusive(columns, columns, keys, keys, False, memory_budget)

@@ -22,12 +22,14 @@ from gflow.pareto._check import (
 from gflow.pareto._closest import flat
 from gflow.pareto._exclusive import axis_order
 from gflow.pareto._measure import contributions, gains_in_turn, measure
-from gflow.pareto.dominance import crowding_distance, non_dominated
+from gflow.pareto.dominance import covered, crowding, non_dominated, sorted_axes
 
 Truncation = Literal["crowding", "contribution"]
 
-ROUNDS = 4
+ROUNDS = 2
 """Rounds in which a surplus is dropped."""
+LEADERS = 256
+"""Kept points that every new point is compared with first."""
 
 
 class ParetoArchive:
@@ -132,23 +134,25 @@ class ParetoArchive:
             ids = torch.full(valid.shape, -1, dtype=torch.long, device=points.device)
         elif ids.dtype is not torch.long or ids.shape != valid.shape:
             raise TypeError(f"ids must be int64 {list(valid.shape)}")
-        k = points.shape[-2]
-        # Old rows come first, so that of equal points the one that is kept already wins.
-        joint = torch.cat([self.points, points], -2)
-        keep = non_dominated(
-            joint,
-            torch.cat([self.mask, valid], -1),
-            maximize=self.maximize,
-            deduplicate=True,
-            memory_budget=self.memory_budget,
+        new = flat(oriented(points, self.maximize))
+        # What is kept stands at the front.
+        size = int(self.count.max()) if self.count.numel() else 0
+        old = flat(oriented(self.points[..., :size, :], self.maximize))
+        kept = self.mask[..., :size].reshape(old.shape[:-1])
+        entered, stay = self._filtered(new, valid.reshape(new.shape[:-1]), old, kept)
+        gains = self._gains(new, entered, old, kept)
+        stay = torch.nn.functional.pad(stay, (0, self.capacity - size))
+        self._store(
+            torch.cat([self.points, points], -2),
+            torch.cat([self.ids, ids], -1),
+            torch.cat([stay, entered], -1),
         )
-        gains = self._gains(joint, keep, k)
-        self._store(joint, keep, torch.cat([self.ids, ids], -1))
-        return gains
+        return gains.view(valid.shape)
 
     def hypervolume(self) -> Tensor:
         """Hypervolume of what is kept, [*batch_shape]; 0 while nothing exceeds the reference."""
-        gains = self._above(self.points, self.mask)
+        y = flat(oriented(self.points, self.maximize))
+        gains = self._above(y, self.mask.view(y.shape[:-1]))
         return measure(gains, "auto", self.memory_budget).view(self.mask.shape[:-1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,46 +192,79 @@ class ParetoArchive:
         for name in ("points", "mask", "ids"):
             own[name].copy_(state[name])
 
-    def _gains(self, joint: Tensor, keep: Tensor, k: int) -> Tensor:
-        """What each of the last k rows adds to the rows kept before it and to the archive."""
-        old = keep.shape[-1] - k
-        entered = keep[..., old:].reshape(-1, k)
-        gains = joint.new_zeros(entered.shape)
-        most = int(entered.sum(-1).max()) if entered.numel() else 0
-        if most:
-            counted = torch.cat([self.mask, keep[..., old:]], -1)
-            above = self._above(joint, counted)
-            rows = entered.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]
-            chosen = rows.unsqueeze(-1).expand(-1, -1, above.shape[-1])
-            ordered = torch.cat([above[:, old:].gather(1, chosen), above[:, :old]], 1)
-            gains.scatter_(1, rows, gains_in_turn(ordered, most, self.memory_budget))
-        return gains.view((*keep.shape[:-1], k))
+    def _filtered(
+        self, new: Tensor, valid: Tensor, old: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which new rows [B, k] enter the front and which old ones [B, n] stay on it."""
+        budget = self.memory_budget
+        # A NaN covers nothing.
+        rivals = old.masked_fill(~kept.unsqueeze(-1), torch.nan)
+        entered = non_dominated(new, valid, deduplicate=True, memory_budget=budget)
+        if old.shape[1] > 4 * LEADERS:
+            # The rows that dominate most settle the fate of many new points.
+            reach = self._above(old, kept).prod(-1)
+            leaders = _rows(rivals, reach.topk(LEADERS).indices)
+            entered = entered & ~covered(new, leaders, budget)
+        index = _marked(entered)
+        inside = entered.gather(1, index) & ~covered(_rows(new, index), rivals, budget)
+        entered = torch.zeros_like(entered).scatter_(1, index, inside)
+        index = _marked(entered)
+        chosen = _rows(new, index).masked_fill(~entered.gather(1, index).unsqueeze(-1), torch.nan)
+        return entered, kept & ~covered(old, chosen, budget)
 
-    def _store(self, joint: Tensor, keep: Tensor, ids: Tensor) -> None:
+    def _gains(self, new: Tensor, entered: Tensor, old: Tensor, kept: Tensor) -> Tensor:
+        """What each new row [B, k] adds to the archive and to the new rows before it."""
+        gains = new.new_zeros(entered.shape)
+        index = _marked(entered)
+        if index.shape[1]:
+            above = _rows(self._above(new, entered), index)
+            joint = torch.cat([above, self._above(old, kept)], 1)
+            values = gains_in_turn(joint, index.shape[1], self.memory_budget)
+            gains.scatter_(1, index, values)
+        return gains
+
+    def _store(self, points: Tensor, ids: Tensor, keep: Tensor) -> None:
+        """Write the rows to keep [B, capacity + k] to the front of the archive."""
         surplus = (keep.sum(-1, keepdim=True) - self.capacity).clamp(min=0)
         if bool(surplus.any()):
-            keep = self._truncated(joint, keep, surplus)
-        rows = keep.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-        rows = rows[..., : self.capacity]
-        self.mask = keep.gather(-1, rows)
-        self.ids = ids.gather(-1, rows).masked_fill(~self.mask, -1)
-        index = rows.unsqueeze(-1).expand(*rows.shape, joint.shape[-1])
-        self.points = joint.gather(-2, index).masked_fill(~self.mask.unsqueeze(-1), 0)
+            keep = self._truncated(flat(oriented(points, self.maximize)), keep, surplus)
+        index = keep.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+        index = index[:, : self.capacity]
+        kept = keep.gather(1, index)
+        self.mask = kept.view(self.mask.shape)
+        self.ids = _rows(ids.reshape(keep.shape), index).masked_fill(~kept, -1).view(self.ids.shape)
+        rows = _rows(flat(points), index).masked_fill(~kept.unsqueeze(-1), 0)
+        self.points = rows.view(self.points.shape)
 
-    def _truncated(self, joint: Tensor, keep: Tensor, surplus: Tensor) -> Tensor:
+    def _truncated(self, y: Tensor, keep: Tensor, surplus: Tensor) -> Tensor:
+        axes = sorted_axes(y)
         for left in range(ROUNDS, 0, -1):
             drop = (surplus + left - 1) // left
-            place = axis_order(-self._scores(joint, keep).masked_fill(~keep, torch.inf))
+            if self.truncate == "crowding":
+                scores = crowding(*axes, keep)
+            else:
+                scores = contributions(self._above(y, keep), self.memory_budget)
+            place = axis_order(-scores.masked_fill(~keep, torch.inf))
             keep = keep & (place >= drop)
             surplus = surplus - drop
         return keep
 
-    def _scores(self, joint: Tensor, keep: Tensor) -> Tensor:
-        if self.truncate == "crowding":
-            return crowding_distance(joint, keep)
-        return contributions(self._above(joint, keep), self.memory_budget).view(keep.shape)
-
-    def _above(self, points: Tensor, counted: Tensor) -> Tensor:
+    def _above(self, y: Tensor, counted: Tensor) -> Tensor:
         """Gains over the reference point, [B, n, m]; zero rows for what does not count."""
-        y = oriented(points, self.maximize) - oriented(self.ref_point, self.maximize).unsqueeze(-2)
-        return flat(y * (counted & (y > 0).all(-1)).unsqueeze(-1))
+        reference = oriented(self.ref_point, self.maximize)
+        reference = reference.expand(*self.points.shape[:-2], -1).reshape(-1, 1, y.shape[-1])
+        gains = y - reference
+        return gains * (counted & (gains > 0).all(-1)).unsqueeze(-1)
+
+
+def _marked(flags: Tensor) -> Tensor:
+    """Positions of the marked rows of [B, n], [B, most]; shorter rows go on with unmarked ones."""
+    most = int(flags.sum(-1).max()) if flags.numel() else 0
+    order = flags.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    return order[:, :most]
+
+
+def _rows(sets: Tensor, index: Tensor) -> Tensor:
+    if sets.dim() == 3:
+        index = index.unsqueeze(-1).expand(*index.shape, sets.shape[-1])
+    return sets.gather(1, index)
