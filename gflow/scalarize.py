@@ -6,6 +6,7 @@ log-reward is then beta * log S (Multi-Objective GFlowNets, 2022, arXiv 2210.127
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,10 +36,39 @@ def tchebycheff(rewards: Tensor, weights: Tensor) -> Tensor:
     return (1 - (weights * (1 - rewards).abs()).amax(-1)).clamp(min=SMALLEST).log()
 
 
+def focus(rewards: Tensor, direction: Tensor, limit: float = 0.98, boundary: float = 0.2) -> Tensor:
+    """log (sum_k r_k) + log alpha inside a cone around a goal direction, -inf outside, [n].
+
+    alpha = cos^gamma of the angle between reward vector and direction, gamma such that
+    alpha = `boundary` at cos = `limit`, where the cone ends; the length of `direction` [n, K]
+    does not matter. (Goal-conditioned GFlowNets for Controllable Multi-Objective Molecular
+    Design, 2023, arXiv 2306.04620.) Rewards must not be negative.
+    """
+    _check(rewards, direction, "focus", upper=None)
+    cosine = torch.nn.functional.cosine_similarity(rewards, direction, dim=-1, eps=1e-30)
+    # A direction computed from the rewards themselves may exceed 1 by rounding.
+    log_cosine = cosine.clamp(min=SMALLEST, max=1).log()
+    log_alpha = math.log(boundary) / math.log(limit) * log_cosine
+    total = rewards.sum(-1).clamp(min=SMALLEST).log()
+    return torch.where(cosine >= limit, total + log_alpha, -torch.inf)
+
+
+def goal_directions(
+    n: int,
+    n_rewards: int,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Goals for `focus`, even over the positive unit sphere, scaled to sum to one, [n, K]."""
+    draw = torch.randn(n, n_rewards, generator=generator, dtype=dtype).abs()
+    return draw / draw.sum(-1, keepdim=True)
+
+
 SCALARIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weighted_sum": weighted_sum,
     "weighted_log_sum": weighted_log_sum,
     "tchebycheff": tchebycheff,
+    "focus": focus,
 }
 
 
