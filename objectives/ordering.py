@@ -17,7 +17,7 @@ from torch import Tensor
 from gflow.mdp import Evaluation, Loss, Trajectories
 from gflow.objectives.balance.functions import potentials
 from gflow.objectives.balance.potentials import complete_log_rewards
-from gflow.objectives.term import Term
+from gflow.objectives.term import Term, check_choice
 
 
 def dominance(values: Tensor, tie: float = 0.0) -> Tensor:
@@ -105,11 +105,7 @@ class Ordering(Term):
 
     def __post_init__(self) -> None:
         for name, choices in (("order", ORDERS), ("candidates", CANDIDATES), ("starts", STARTS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"ordering: unknown {name} {getattr(self, name)!r}, "
-                    f"choose from {', '.join(choices)}"
-                )
+            check_choice(name, getattr(self, name), choices)
         if not self.lam > 0:
             raise ValueError(f"ordering needs lam > 0, not {self.lam}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,12 @@ from gflow.mdp import (
     evaluate,
     stop_action,
 )
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a setting that is not among `choices`."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
 
 
 class Term(ABC):

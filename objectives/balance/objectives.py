@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,12 +16,7 @@ from gflow.objectives.balance.potentials import (
     usable_lengths,
 )
 from gflow.objectives.balance.regression import REGRESSIONS, Regression
-from gflow.objectives.term import Term
-
-
-def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
+from gflow.objectives.term import Term, check_choice
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class BalanceObjective(Term):
     prior: Policy | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _check_choice("regression", self.regression, REGRESSIONS)
+        check_choice("regression", self.regression, REGRESSIONS)
         if self.prior is not None and not self.relative:
             raise ValueError(f"{type(self).__name__} has a prior: set relative=True to use it")
 
@@ -105,7 +99,7 @@ class PotentialObjective(BalanceObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("potential", self.potential, POTENTIALS)
+        check_choice("potential", self.potential, POTENTIALS)
 
     @property
     def needs(self) -> frozenset[str]:
