@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle_zoo import Traces, Unloadable, WithNone, WrongShape, Zoo
 
 from gflow.oracles import OracleError, OracleRunner, Outcome, load_callable
+from tests.oracle_zoo import Traces, Unloadable, WithNone, WrongShape, Zoo
 
 
 class Memory:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle_zoo import Zoo
 
 from gflow.export import export, import_objects, read_objects
 from gflow.mdp import Reward
 from gflow.oracles import OracleRunner
 from gflow.store import CandidateStore, StoreError
+from tests.oracle_zoo import Zoo
 
 NAN = float("nan")
 QED = Reward("qed")

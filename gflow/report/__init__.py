@@ -26,7 +26,7 @@ def write_report(
             (`config.yaml`, `environment.json`, `metrics.jsonl`, `baseline.sqlite`,
             `samples.json`, `known.smi`, `CARD.md`).
         out: the HTML file; `report.html` in the run folder by default.
-        title: headline; the folder's name by default.
+        title: headline; task and objectives by default.
         draw: SVG or HTML of an object; structure formulas by default where the configured task
             is about molecules, plain text elsewhere. Its output goes into the page as it is.
 
@@ -38,7 +38,7 @@ def write_report(
     """
     folder = Path(run_folder)
     run = read_run(folder)
-    document, drawings = build(run, title or folder.resolve().name, draw)
+    document, drawings = build(run, title, draw)
     path = Path(out) if out is not None else folder / "report.html"
     if not path.parent.is_dir():
         raise ReportError(f"{path}: there is no folder {path.parent}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gflow.pareto import non_dominated
 from gflow.report import molecules
 from gflow.report.markdown import to_html
 from gflow.report.progress import Scale, at_equal_calls, hypervolume_curves, training_curves
@@ -17,9 +18,10 @@ from gflow.store import Candidate, stack_rewards
 
 MAX_DRAWINGS = 500
 MAX_POINTS = 4000
-_MAX_FRONT_DRAWINGS = 250
+_MAX_FRONT_DRAWINGS = 350
 _TABLE_ROWS = 12
-_DENSE_POOL = 3000
+_TABLE_POOL = 1000
+_FACT_SAMPLE = 1000
 
 Draw = Callable[[object], str]
 
@@ -62,15 +64,15 @@ class Points:
         return {name: [row.get(name) for row in self.rows] for name in names}
 
 
-def build(run: Run, title: str, draw: Draw | None) -> tuple[dict[str, Any], list[str]]:
+def build(run: Run, title: str | None, draw: Draw | None) -> tuple[dict[str, Any], list[str]]:
     """The page's document and its drawings.
 
     Args:
         run: the run.
-        title: headline of the page.
+        title: headline of the page; None names task and objectives.
         draw: makes SVG or HTML of an object; None draws molecules when the task is molecules.
     """
-    are_molecules = _are_molecules(run)
+    are_molecules = "molecule" in _task(run)
     draw = draw or (molecules.draw_molecule if are_molecules else None)
     seen = stack_rewards([*run.candidates, *run.baseline], len(run.rewards))
     scale = Scale(run.rewards, seen)
@@ -89,7 +91,7 @@ def build(run: Run, title: str, draw: Draw | None) -> tuple[dict[str, Any], list
 
     volume = hypervolume_curves(run, scale)
     document = {
-        "title": title,
+        "title": title or _title(run),
         "subtitle": _subtitle(run),
         "headline": _headline(run, volume),
         "rewards": [_reward(run, k) for k in range(len(run.rewards))],
@@ -99,6 +101,8 @@ def build(run: Run, title: str, draw: Draw | None) -> tuple[dict[str, Any], list
         "tables": tables,
         "hypervolume": volume,
         "reference": scale.low.tolist(),
+        "baseline_front": _baseline_front(run),
+        "baseline_calls": run.baseline_calls,
         "estimated": len(run.rewards) > 4,
         "facts": _facts(run, are_molecules),
         "curves": training_curves(run.metrics),
@@ -109,10 +113,9 @@ def build(run: Run, title: str, draw: Draw | None) -> tuple[dict[str, Any], list
     return document, drawings
 
 
-def _are_molecules(run: Run) -> bool:
+def _task(run: Run) -> str:
     task = run.config.get("task", "")
-    name = task.get("name", "") if isinstance(task, dict) else task
-    return "molecule" in str(name)
+    return str(task.get("name", "") if isinstance(task, dict) else task)
 
 
 def _spread(items: Sequence[Any], n: int) -> list[Any]:
@@ -156,7 +159,7 @@ def _table(
         return {"preference": preference, "rows": [], "scores": [], "mean": None, "n": 0}
     rewards = torch.tensor([row for _, row, _ in pool], dtype=torch.float64)
     scores = scale(rewards) @ torch.tensor(preference, dtype=torch.float64)
-    ranked = scores.argsort(descending=True, stable=True)[:_DENSE_POOL].tolist()
+    ranked = scores.argsort(descending=True, stable=True)[:_TABLE_POOL].tolist()
     picks = list(range(min(_TABLE_ROWS, len(ranked))))
     if are_molecules:
         picks = molecules.pick_diverse([pool[i][0] for i in ranked], _TABLE_ROWS)
@@ -180,6 +183,14 @@ def _reward(run: Run, k: int) -> dict[str, Any]:
     return reward._asdict() | {"seen": [min(values), max(values)]}
 
 
+def _baseline_front(run: Run) -> list[tuple[float, ...]]:
+    """The front of random assembly, where a line can show it."""
+    if len(run.rewards) != 2 or not run.baseline:
+        return []
+    rewards = stack_rewards(run.baseline, 2)
+    return [tuple(row) for row in rewards[non_dominated(rewards, deduplicate=True)].tolist()]
+
+
 def _headline(run: Run, volume: dict[str, dict[str, list[float]]]) -> list[dict[str, str]]:
     n, failed = len(run.candidates), run.n_failed
     lines = [
@@ -197,23 +208,25 @@ def _headline(run: Run, volume: dict[str, dict[str, list[float]]]) -> list[dict[
 
 
 def _facts(run: Run, are_molecules: bool) -> list[dict[str, str]]:
-    facts: list[dict[str, str]] = []
-    if are_molecules and run.known and run.front:
-        new, nearest = molecules.novelty([c.object for c in run.front], run.known)
-        facts.append(
-            {
-                "value": f"{new:.0%}",
-                "label": "of the front is new",
-                "note": f"against {len(run.known):,} known molecules; the nearest known one has "
-                f"a mean Tanimoto similarity of {nearest:.2f}",
-            }
-        )
-    return facts
+    if not are_molecules:
+        return []
+    front = [candidate.object for candidate in run.front]
+    sample = [candidate.object for candidate in _spread(run.candidates, _FACT_SAMPLE)]
+    facts = molecules.diversity_facts(front, sample)
+    known = molecules.readable(run.known)
+    return [*facts, molecules.novelty_fact(front, known)] if known else facts
+
+
+def _title(run: Run) -> str:
+    names = [reward.name for reward in run.rewards]
+    objectives = " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+    task = _task(run)
+    return f"{task[0].upper()}{task[1:]}: {objectives}" if task else objectives
 
 
 def _subtitle(run: Run) -> str:
     ended = max(candidate.last_seen for candidate in run.candidates)
     day = datetime.fromtimestamp(ended, tz=UTC).strftime("%-d %B %Y")
-    objectives = ", ".join(reward.name for reward in run.rewards)
-    words = [str(run.config[name]) for name in ("task", "method") if name in run.config]
-    return " · ".join([*words, f"objectives {objectives}", day])
+    method = run.config.get("method")
+    words = [str(method)] if isinstance(method, str) else []
+    return " · ".join([*words, f"run {run.folder.resolve().name}", day])

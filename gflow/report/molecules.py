@@ -1,4 +1,4 @@
-"""What the report knows about molecules: drawings, diverse picks, novelty."""
+"""What the report knows about molecules: drawings, diverse picks, diversity and novelty."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 _SIZE = (300, 210)
-_SIMILAR = 0.6
-"""Two picks of one table are less similar than this (Tanimoto, Morgan radius 2)."""
-
 _NOISE = re.compile(
     r"<\?xml.*?\?>|<!--.*?-->|\s+(?:class|xmlns(?::\w+)?|xml:space|baseProfile|version)='[^']*'",
     re.DOTALL,
 )
+# The page's style sheet gives each element a colour for light and one for dark.
+_COLORS = {
+    "#000000": "currentColor", "#0000FF": "var(--n)", "#FF0000": "var(--o)",
+    "#33CCCC": "var(--f)", "#CCCC00": "var(--s)", "#00CC00": "var(--cl)",
+    "#7F4C19": "var(--br)", "#A01EEF": "var(--i)", "#FF7F00": "var(--p)",
+}  # fmt: skip
 
 
 def draw_molecule(smiles: object) -> str:
     """Structure formula as a small SVG on a transparent ground; "" if it is no molecule."""
     from rdkit.Chem.Draw import rdMolDraw2D
 
-    molecule = _parse(smiles)
+    from gflow.envs.molecules.chemistry import parse_smiles
+
+    molecule = parse_smiles(smiles) if isinstance(smiles, str) else None
     if molecule is None:
         return ""
     drawer = rdMolDraw2D.MolDraw2DSVG(*_SIZE)
@@ -33,57 +38,50 @@ def draw_molecule(smiles: object) -> str:
     svg = _NOISE.sub("", drawer.GetDrawingText())
     # Without a fixed size the page decides how large a drawing is.
     svg = re.sub(r"\s(?:width|height)='\d+px'", "", svg, count=2)
-    return " ".join(svg.split()).replace("> <", "><")
+    svg = re.sub(r"\sfill='(#\w{6})'", r" style='fill:\1'", svg)
+    svg = re.sub(r"#[0-9A-F]{6}", lambda color: _COLORS.get(color[0], color[0]), svg)
+    return " ".join(svg.split()).replace("> <", "><").replace("<svg", "<svg class='themed'", 1)
 
 
-def pick_diverse(ranked: Sequence[Any], n: int) -> list[int]:
-    """Indices of the first `n` of `ranked` that are not similar to one picked before."""
-    from rdkit import DataStructs
+def pick_diverse(ranked: Sequence[str], n: int) -> list[int]:
+    """Positions of up to `n` of `ranked`, from the first on, no two alike."""
+    from gflow.envs.molecules.diversity import diverse_top_k
 
-    prints: list[Any] = []
-    picked: list[int] = []
-    for index, smiles in enumerate(ranked):
-        if len(picked) == n:
-            break
-        found = fingerprints([smiles])[0]
-        if found is None:
-            continue
-        if not prints or max(DataStructs.BulkTanimotoSimilarity(found, prints)) < _SIMILAR:
-            prints.append(found)
-            picked.append(index)
-    return picked
+    return diverse_top_k(ranked, [-float(place) for place in range(len(ranked))], n)
 
 
-def novelty(front: Sequence[Any], known: Sequence[str]) -> tuple[float, float]:
-    """Share of `front` that is not among `known`, and mean similarity to the nearest known."""
-    from rdkit import Chem, DataStructs
+def diversity_facts(front: Sequence[str], sample: Sequence[str]) -> list[dict[str, str]]:
+    """How different the molecules of the front, and of a sample of all, are."""
+    from gflow.envs.molecules.diversity import mean_distance, n_scaffolds
 
-    def canonical(smiles: Any) -> str | None:
-        molecule = _parse(smiles)
-        return None if molecule is None else Chem.MolToSmiles(molecule)
-
-    names = {canonical(line.split()[0]) for line in known if line.strip()}
-    references = [found for found in fingerprints(sorted(n for n in names if n)) if found]
-    new = sum(canonical(smiles) not in names for smiles in front) / len(front)
-    nearest = [
-        max(DataStructs.BulkTanimotoSimilarity(found, references))
-        for found in fingerprints(front)
-        if found is not None
-    ]
-    return new, sum(nearest) / max(len(nearest), 1)
+    facts = []
+    if len(front) > 1:
+        note = f"from 0, all alike, to 1; {mean_distance(sample):.2f} among all candidates"
+        label = "mean Tanimoto distance on the front"
+        facts.append({"value": f"{mean_distance(front):.2f}", "label": label, "note": note})
+    label = f"scaffolds among the {len(front):,} molecules of the front"
+    note = f"{n_scaffolds(sample):,} among {len(sample):,} of all candidates"
+    facts.append({"value": f"{n_scaffolds(front):,}", "label": label, "note": note})
+    return facts
 
 
-def fingerprints(objects: Sequence[Any]) -> list[Any]:
-    """Morgan fingerprints of radius 2, None where an object is no molecule."""
-    from rdkit.Chem import rdFingerprintGenerator
+def novelty_fact(front: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """How far the molecules of the front are from `known` ones (SMILES)."""
+    from gflow.envs.molecules.diversity import novelty
 
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
-    found = [_parse(item) for item in objects]
-    return [None if one is None else generator.GetFingerprint(one) for one in found]
+    distance = novelty(front, known)
+    new = float((distance > 0).double().mean())
+    return {
+        "value": f"{new:.0%}",
+        "label": "of the front is unlike any known molecule",
+        "note": f"compared with {len(known):,} known ones; the nearest has a Tanimoto "
+        f"similarity of {1 - float(distance.mean()):.2f} on average",
+    }
 
 
-def _parse(smiles: object) -> Any:
-    from rdkit import Chem, rdBase
+def readable(lines: Sequence[str]) -> list[str]:
+    """The SMILES that start the lines, without those that cannot be read."""
+    from gflow.envs.molecules.chemistry import parse_smiles
 
-    with rdBase.BlockLogs():
-        return Chem.MolFromSmiles(smiles) if isinstance(smiles, str) else None
+    first = (line.split()[0] for line in lines if line.strip())
+    return [smiles for smiles in first if parse_smiles(smiles) is not None]

@@ -1,3 +1,8 @@
+/** Whether the card has something to show; molecules without a drawing stay in the background. */
+function presentable(index) {
+  return points.drawing[index] >= 0 || !report.molecules;
+}
+
 /** The front: two axes of the user's choice, three dimensions, or parallel coordinates. */
 const front = {
   id: "front-plot",
@@ -6,7 +11,9 @@ const front = {
   y: 1,
   all: true,
   members: points.front.flatMap((on, index) => (on ? [index] : [])),
-  others: points.front.flatMap((on, index) => (on ? [] : [index])),
+  /** Beside the front: those that can be shown, and those that only show where the crowd is. */
+  others: points.front.flatMap((on, index) => (on || !presentable(index) ? [] : [index])),
+  crowd: points.front.flatMap((on, index) => (on || presentable(index) ? [] : [index])),
 
   title(k) {
     return `${withUnit(report.rewards[k])}, higher is better`;
@@ -24,22 +31,25 @@ const front = {
     const k = report.rewards.length;
     const tools = at("front-tools");
     if (k > 2) {
-      const views = k === 3 ? ["plane", "space", "lines"] : ["plane", "lines"];
+      const views = !hasWebGL() ? ["plane"] : k === 3 ? ["plane", "space", "lines"] : ["plane", "lines"];
       const names = { plane: "Two axes", space: "Three dimensions", lines: "Parallel lines" };
-      this.view = k === 3 && hasWebGL() ? "space" : k > 3 ? "lines" : "plane";
-      tools.append(chooser("View", views.map((view) => names[view]), views.indexOf(this.view),
+      this.view = views[1] ?? "plane";
+      if (views.length > 1) tools.append(chooser("View", views.map((view) => names[view]), views.indexOf(this.view),
         (i) => { this.view = views[i]; this.draw(); }));
       tools.append(this.axisSelect("x"), this.axisSelect("y"));
     }
     const box = make("input", { type: "checkbox", checked: true });
     box.addEventListener("change", () => { this.all = box.checked; this.draw(); });
-    this.allLabel = make("label", {}, box, `Also show ${format(this.others.length)} others`);
-    if (this.others.length) tools.append(this.allLabel);
-    const shown = points.text.length < report.n_candidates
-      ? ` The page holds ${format(points.text.length)} of ${format(report.n_candidates)} candidates, `
-        + "the whole front among them." : "";
-    at("front-lead").textContent =
-      `${format(this.members.length)} candidates that no other beats in every objective at once.${shown}`;
+    this.allLabel = make("label", {}, box, `Show the ${format(this.others.length + this.crowd.length)} others`);
+    if (this.others.length + this.crowd.length) tools.append(this.allLabel);
+    const lead = [`${format(this.members.length)} candidates that no other beats in every objective at once.`];
+    if (points.text.length < report.n_candidates) {
+      lead.push(`The page holds ${format(points.text.length)} of ${format(report.n_candidates)} candidates.`);
+    }
+    if (report.baseline_front.length) {
+      lead.push(`The dashed line is the front of random assembly after ${format(report.baseline_calls)} oracle calls.`);
+    }
+    at("front-lead").textContent = lead.join(" ");
     card.watchers.push(() => this.mark());
     this.listenToKeys();
     return this.draw();
@@ -61,6 +71,11 @@ const front = {
       label.style.display = label.hidden ? "none" : "";
     }
     this.allLabel.style.display = this.view === "lines" ? "none" : "";
+    at("front-note").textContent = {
+      plane: this.hue === null ? "" : `The front is coloured by ${report.rewards[this.hue].name}.`,
+      space: "Drag to turn, scroll to zoom.",
+      lines: "One line for each candidate of the front; higher is better on every axis. Drag along an axis to select: the best of the selected goes to the card.",
+    }[this.view];
     const plot = at(this.id);
     if (plot.dataset.view && plot.dataset.view !== this.view) Plotly.purge(plot);
     const fresh = plot.dataset.view !== this.view;
@@ -79,12 +94,12 @@ const front = {
 
   /** Traces shared by the plane and the space: everything, the front, the pinned point. */
   clouds(color, kind, dimensions, size, hue) {
-    const trace = (indices, marker) => ({
-      type: kind, mode: "markers", marker, customdata: indices, hoverinfo: "none",
+    const trace = (indices, marker, hoverinfo = "none") => ({
+      type: kind, mode: "markers", marker, customdata: indices, hoverinfo,
       ...Object.fromEntries(dimensions.map(([name, k]) => [name, this.column(indices, k)])),
     });
     const paint = hue === null ? { color: color.accent } : {
-      color: this.column(this.members, hue), colorscale: "Viridis", showscale: true,
+      color: this.column(this.members, hue), colorscale: color.scale, showscale: true,
       colorbar: {
         title: { text: report.rewards[hue].name, side: "right", font: { size: 12 } },
         thickness: 9, outlinewidth: 0, len: 0.75,
@@ -92,7 +107,8 @@ const front = {
     };
     const pinned = card.pinned === null ? [] : [card.pinned];
     return [
-      trace(this.all ? this.others : [], { size: size * 0.6, color: color.faint, opacity: 0.55 }),
+      trace(this.all ? this.crowd : [], { size: size * 0.4, color: color.faint, opacity: 0.4 }, "skip"),
+      trace(this.all ? this.others : [], { size: size * 0.65, color: color.faint, opacity: 0.75 }),
       trace(this.members, { size, line: { width: 1, color: color.surface }, ...paint }),
       trace(pinned, {
         size: size * 1.9, color: color.other, symbol: "circle-open", line: { width: 3, color: color.other },
@@ -102,8 +118,12 @@ const front = {
 
   plane2d(color) {
     const traces = this.clouds(color, "scatter", [["x", this.x], ["y", this.y]], 9, this.hue);
-    if (report.rewards.length === 2) traces.unshift(this.stairs(color));
+    if (report.rewards.length === 2) {
+      traces.unshift(this.stairs(report.baseline_front, { width: 1.5, color: color.other, dash: "dash" }),
+        this.stairs(this.members.map((index) => points.rewards[index]), { width: 1.7, color: color.accent }));
+    }
     const layout = {
+      modebar: toolbar(color),
       hovermode: "closest", dragmode: "pan",
       xaxis: axis(this.title(this.x)), yaxis: axis(this.title(this.y)),
     };
@@ -111,33 +131,30 @@ const front = {
   },
 
   /** The edge of what the front dominates: down, then right, from each point to the next. */
-  stairs(color) {
-    const order = [...this.members].sort(
-      (a, b) => points.rewards[a][this.x] - points.rewards[b][this.x]
-        || points.rewards[b][this.y] - points.rewards[a][this.y]);
+  stairs(rewards, line) {
+    const order = [...rewards].sort((a, b) => a[0] - b[0] || b[1] - a[1]);
     return {
-      type: "scatter", mode: "lines", hoverinfo: "skip",
-      x: this.column(order, this.x), y: this.column(order, this.y),
-      line: { shape: "vh", width: 1.6, color: color.accent },
+      type: "scatter", mode: "lines", hoverinfo: "skip", line: { shape: "vh", ...line },
+      x: order.map((row) => row[0]), y: order.map((row) => row[1]),
     };
   },
 
   space3d(color) {
-    const traces = this.clouds(color, "scatter3d", [["x", 0], ["y", 1], ["z", 2]], 5, null);
+    const traces = this.clouds(color, "scatter3d", [["x", 0], ["y", 1], ["z", 2]], 6, null);
     const side = (k) => ({ ...axis(report.rewards[k].name), backgroundcolor: "rgba(0,0,0,0)", showspikes: false });
     const scene = {
       xaxis: side(0), yaxis: side(1), zaxis: side(2),
-      camera: { eye: { x: 1.5, y: 1.5, z: 0.8 } },
+      camera: { eye: { x: 1.4, y: 1.4, z: 0.7 } },
     };
-    return [traces, { scene, margin: { l: 0, r: 0, t: 0, b: 0 } }];
+    return [traces, { scene, modebar: toolbar(color), margin: { l: 0, r: 0, t: 0, b: 0 } }];
   },
 
   parallel(color) {
     const dimensions = report.rewards.map((reward, k) => ({
       label: withUnit(reward), values: this.column(this.members, k),
-      range: [Math.min(reward.seen[0]), Math.max(reward.seen[1])],
+      range: reward.seen,
     }));
-    const line = { color: this.column(this.members, 0), colorscale: "Viridis" };
+    const line = { color: this.column(this.members, 0), colorscale: color.scale };
     const trace = {
       type: "parcoords", dimensions, line, labelfont: { color: color.ink, size: 13 },
       tickfont: { color: color.soft }, rangefont: { color: "rgba(0,0,0,0)" },

@@ -11,7 +11,7 @@ const best = {
     const how = report.molecules ? ", leaving out those too similar to one further up" : "";
     at("best-lead").textContent =
       `Ranked by the weighted sum of the rewards, each scaled to its range${how}. `
-      + "Choose a row to see it beside the front.";
+      + "Choose a row to see where it lies.";
     const names = report.tables.map((table) => describe(table.preference));
     if (names.length > 1) at("best-tools").append(chooser("Preference", names, 0, (i) => this.show(i)));
     const save = make("button", { type: "button" }, "Save this table as CSV");
@@ -29,7 +29,9 @@ const best = {
       ? `The trained sampler was asked for ${format(n)} candidates; on average they have ${means().join(", ")}.`
       : "";
     const wanted = (reward) => make("th", { className: "number", scope: "col", title: reward.description },
-      reward.name, make("small", {}, reward.unit || "\u00a0"));
+      reward.name, reward.unit ? make("small", {}, reward.unit) : null);
+    this.formats = report.rewards.map((_, k) => formatter(rows.map((index) => points.rewards[index][k])));
+    this.formatScore = formatter(scores);
     const head = make("tr", {}, make("th", { className: "number", scope: "col" }, "#"),
       make("th", { scope: "col" }, report.molecules ? "Structure" : "Candidate"),
       report.molecules ? make("th", { scope: "col", className: "mono" }, "SMILES") : null,
@@ -45,10 +47,13 @@ const best = {
       make("div", { className: "name" }, make("span", {}, points.text[index]), copyButton(points.text[index]))) : null;
     const row = make("tr", { tabIndex: 0 }, make("td", { className: "number" }, String(number)),
       make("td", {}, drawing(index)), text,
-      ...values.map((value) => make("td", { className: "number" }, format(value))),
-      make("td", { className: "number" }, format(score)));
+      ...values.map((value, k) => make("td", { className: "number" }, this.formats[k](value))),
+      make("td", { className: "number" }, this.formatScore(score)));
     row.dataset.index = index;
-    const choose = () => card.pin(card.pinned === index ? null : index);
+    const choose = () => {
+      card.pin(index);
+      at("front").scrollIntoView();
+    };
     row.addEventListener("click", choose);
     row.addEventListener("keydown", (event) => {
       if (event.target === row && event.key === "Enter") choose();
@@ -73,6 +78,22 @@ const best = {
     URL.revokeObjectURL(link.href);
   },
 };
+
+/** Whether the trained sampler does what it is asked: mean rewards for each preference. */
+function drawControl() {
+  const asked = report.tables.filter((table) => table.mean);
+  if (asked.length < 2) return;
+  const formats = report.rewards.map((_, k) => formatter(asked.map((table) => table.mean[k])));
+  const rows = asked.map((table) => make("tr", {}, make("td", {}, describe(table.preference)),
+    make("td", { className: "number" }, format(table.n)),
+    ...table.mean.map((value, k) => make("td", { className: "number" }, formats[k](value)))));
+  const names = ["candidates", ...report.rewards.map((reward) => `mean ${reward.name}`)];
+  const head = make("tr", {}, make("th", { scope: "col" }, "Asked for"),
+    ...names.map((name) => make("th", { className: "number", scope: "col" }, name)));
+  at("control").append(make("h3", {}, "Does the trained sampler do what it is asked?"),
+    make("div", { className: "scroll" },
+      make("table", { className: "compact" }, make("thead", {}, head), make("tbody", {}, ...rows))));
+}
 
 /** Hypervolume over oracle calls, beside random assembly where it was run. */
 function drawVolume() {
@@ -114,7 +135,7 @@ function drawCurves() {
       }],
       {
         margin: { l: 50, r: 8, t: 4, b: 38 },
-        xaxis: axis("step", { tickformat: "," }), yaxis: axis("", wide ? { type: "log", nticks: 5 } : { nticks: 6 }),
+        xaxis: axis("step", { tickformat: "," }), yaxis: axis("", wide ? { type: "log", dtick: 1 } : { nticks: 6 }),
       },
     ]);
   }));
@@ -158,6 +179,7 @@ async function main() {
   facts("headline", report.headline);
   facts("facts", report.facts);
   fillCard();
+  drawControl();
   try {
     drawings = await unpack();
   } catch (error) {

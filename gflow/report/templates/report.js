@@ -20,6 +20,7 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 /** Three significant digits, whole numbers in full with separators. */
 function format(value) {
   if (value === null || value === undefined) return "–";
+  if (value === 0) return "0"; // a flipped reward may be a negative zero
   if (Number.isInteger(value) || Math.abs(value) >= 1000) {
     return Math.round(value).toLocaleString("en");
   }
@@ -29,9 +30,21 @@ function format(value) {
 
 const withUnit = (reward) => (reward.unit ? `${reward.name} (${reward.unit})` : reward.name);
 
+/** The numbers of a column with as many decimals as three digits of the largest need. */
+function formatter(values) {
+  const largest = Math.max(...values.map(Math.abs), 1e-12);
+  const digits = clamp(2 - Math.floor(Math.log10(largest)), 0, 4);
+  const whole = values.every(Number.isInteger);
+  const style = { minimumFractionDigits: whole ? 0 : digits, maximumFractionDigits: digits };
+  return (value) => (value || 0).toLocaleString("en", style);
+}
+
 /** Weights as the user would ask for them. */
 function describe(preference) {
-  return preference.map((w, k) => `${report.rewards[k].name} ${format(w)}`).join(" · ");
+  const only = preference.findIndex((w) => w > 0.999);
+  if (only >= 0) return `only ${report.rewards[only].name}`;
+  if (Math.max(...preference) - Math.min(...preference) < 1e-3) return "even weights";
+  return preference.map((w, k) => `${report.rewards[k].name} ${Math.round(100 * w)} %`).join(" · ");
 }
 
 /** The drawing of a point, or its text where it has none. */
@@ -114,7 +127,7 @@ const card = {
       const release = make("button", { type: "button" }, "Let go");
       release.addEventListener("click", () => this.pin(null));
       state.append("Pinned", release);
-    } else {
+    } else if (front.view !== "lines") {
       state.append("Click the point to pin it");
     }
     const name = make("div", { className: "name" },
@@ -160,8 +173,15 @@ const charts = new Map();
 function colors() {
   const style = getComputedStyle(document.documentElement);
   const names = ["ink", "soft", "faint", "line", "accent", "other", "surface"];
-  return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  const read = (name) => style.getPropertyValue(`--${name}`).trim();
+  const scale = ["worst", "middle", "finest"].map((name, i) => [i / 2, read(name)]);
+  return { scale, ...Object.fromEntries(names.map((name) => [name, read(name)])) };
 }
+
+/** Buttons to zoom and to save a picture, for the charts that ask for them. */
+const toolbar = (color) => ({
+  bgcolor: "rgba(0,0,0,0)", color: color.faint, activecolor: color.accent,
+});
 
 function axis(title, more = {}) {
   const color = colors();
@@ -184,7 +204,8 @@ async function chart(id, build) {
     hoverlabel: { bgcolor: color.surface, bordercolor: color.faint, font: { color: color.ink } },
   };
   const settings = {
-    responsive: true, displaylogo: false, scrollZoom: false,
+    responsive: true, displaylogo: false, displayModeBar: Boolean(layout.modebar),
+    showSendToCloud: false, plotlyServerURL: "", // nothing may leave this page
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
   await Plotly.react(at(id), traces, { ...common, ...layout }, settings);
