@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -114,9 +115,12 @@ def read_reference(ref_point: Tensor | Sequence[float], points: Tensor) -> Tenso
             raise ValueError(f"ref_point is on {ref_point.device} but points is on {points.device}")
         if not ref_point.is_floating_point():
             raise TypeError(f"ref_point must be a floating tensor, not {ref_point.dtype}")
-        reference = ref_point.to(points.dtype)
+        reference, finite = ref_point.to(points.dtype), bool(ref_point.isfinite().all())
     else:
-        reference = points.new_tensor(list(ref_point))
+        values = [float(value) for value in ref_point]
+        reference, finite = points.new_tensor(values), all(map(math.isfinite, values))
+    if not finite:
+        raise ValueError("ref_point has NaN or infinite coordinates")
     m = points.shape[-1]
     if reference.dim() == 0 or reference.shape[-1] != m:
         raise ValueError(
@@ -127,6 +131,4 @@ def read_reference(ref_point: Tensor | Sequence[float], points: Tensor) -> Tenso
             f"ref_point has shape {list(reference.shape)}; with points {list(points.shape)} it "
             f"must be [{m}] or {[*points.shape[:-2], m]}"
         )
-    if not bool(reference.isfinite().all()):
-        raise ValueError("ref_point has NaN or infinite coordinates")
     return reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,8 +12,8 @@ Cost = Callable[[Tensor, Tensor], Tensor]
 
 
 def flat(sets: Tensor) -> Tensor:
-    """[..., n, m] as [B, n, m]."""
-    return sets.reshape(-1, *sets.shape[-2:])
+    """[..., n, m] as [B, n, m], empty ones too."""
+    return sets.reshape(math.prod(sets.shape[:-2]), *sets.shape[-2:])
 
 
 def closest(

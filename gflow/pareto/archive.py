@@ -252,8 +252,8 @@ class ParetoArchive:
     def _above(self, y: Tensor, counted: Tensor) -> Tensor:
         """Gains over the reference point, [B, n, m]; zero rows for what does not count."""
         reference = oriented(self.ref_point, self.maximize)
-        reference = reference.expand(*self.points.shape[:-2], -1).reshape(-1, 1, y.shape[-1])
-        gains = y - reference
+        reference = reference.expand(*self.points.shape[:-2], y.shape[-1])
+        gains = y - flat(reference.unsqueeze(-2))
         return gains * (counted & (gains > 0).all(-1)).unsqueeze(-1)
 
 

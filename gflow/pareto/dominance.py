@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gflow.pareto._check import MEMORY_BUDGET, Maximize, check_finite, moocore, read_points
+from gflow.pareto._closest import flat
 
 FloatArray = NDArray[np.float64]
 
@@ -56,9 +57,9 @@ def _on_host(
     y: Tensor, valid: Tensor, judge: Callable[[FloatArray], NDArray[Any]], result: Tensor
 ) -> Tensor:
     """Run a compiled routine, which minimises, on the counted points of each front."""
-    n, m = y.shape[-2:]
-    costs = y.neg().double().reshape(-1, n, m).numpy()
-    rows, values = valid.reshape(-1, n).numpy(), result.view(-1, n).numpy()
+    costs = flat(y.neg().double()).numpy()
+    shape = costs.shape[:2]
+    rows, values = valid.reshape(shape).numpy(), result.view(shape).numpy()
     if rows.all():
         for i in range(len(costs)):
             values[i] = judge(costs[i])
@@ -70,10 +71,9 @@ def _on_host(
 
 def _filter_by_pairs(y: Tensor, valid: Tensor, deduplicate: bool, memory_budget: int) -> Tensor:
     """All pairs, a block of rows at a time; every comparison with a NaN is false."""
-    n, m = y.shape[-2:]
-    columns = y.masked_fill(~valid.unsqueeze(-1), torch.nan).reshape(-1, n, m).permute(2, 0, 1)
-    columns = columns.contiguous()
-    keep = valid.reshape(-1, n).clone()
+    columns = flat(y.masked_fill(~valid.unsqueeze(-1), torch.nan)).permute(2, 0, 1).contiguous()
+    n = columns.shape[-1]
+    keep = valid.reshape(columns.shape[1:]).clone()
     block = max(1, memory_budget // max(1, 4 * n * keep.shape[0]))
     index = torch.arange(n, device=y.device)
     for start in range(0, n, block):

@@ -123,13 +123,9 @@ def _on_host(
         costs[~valid.numpy()] = 0.0
     n, m = costs.shape[-2:]
     measure = host_measure(n, m, memory_budget)
-    if costs.ndim == 2:
-        total = measure(costs)
-        values = torch.tensor(total, dtype=points.dtype)
-    else:
-        fronts = costs.reshape(-1, n, m)
-        values = torch.tensor([measure(front) for front in fronts], dtype=points.dtype)
-        values = values.view(points.shape[:-2])
+    fronts = costs.reshape(math.prod(costs.shape[:-2]), n, m)
+    values = torch.tensor([measure(front) for front in fronts], dtype=points.dtype)
+    values = values.view(points.shape[:-2])
     if not values.any():
         _check_dominated(torch.from_numpy(-costs), validity(points, mask))
     return values

@@ -17,6 +17,7 @@ from gflow.pareto._check import (
     read_reference,
     validity,
 )
+from gflow.pareto._closest import flat
 
 
 class Estimate(NamedTuple):
@@ -82,7 +83,7 @@ def polar_hypervolume(
     # In units of the largest gain of each axis no direction is wasted on a short one.
     scale = gains.detach().amax(-2, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    unit = (gains / scale).reshape(-1, n, m)
+    unit = flat(gains / scale)
     samples = _radii(unit, w, memory_budget).view(*gains.shape[:-2], n_directions).pow(m)
     area = 2 * math.pi ** (m / 2) / (math.gamma(m / 2) * 2**m)
     factor = scale.prod(-1).squeeze(-1) * (area / m)

@@ -181,8 +181,9 @@ def hsr(
     if bool(((places < 0) | (places > 1)).any(-1).logical_and(valid).any()):
         raise ValueError(f"points lie outside [{lower} - {margin}, {upper} + {margin}]")
     front = non_dominated(places, valid, deduplicate=True)
-    sets, kept = flat(places).double().cpu().numpy(), front.reshape(-1, front.shape[-1]).cpu()
-    values = [_sharpe(one[keep]) for one, keep in zip(sets, kept.numpy(), strict=True)]
+    sets = flat(places).double().cpu().numpy()
+    kept = front.reshape(sets.shape[:2]).cpu().numpy()
+    values = [_sharpe(one[keep]) for one, keep in zip(sets, kept, strict=True)]
     return points.new_tensor(values).view(points.shape[:-2])
 
 
