@@ -33,6 +33,8 @@ FRAGMENT, SLOT, SITE, USED = range(4)
 class MoleculeObservation(NamedTuple):
     """What a policy network sees of n states of F nodes with S sites each.
 
+    Finished molecules look like unfinished ones; their only action is certain.
+
     Attributes:
         fragment: [n, F], V for an empty node.
         parent: [n, F], node this one hangs on; the node itself for the root and empty nodes.
@@ -40,7 +42,6 @@ class MoleculeObservation(NamedTuple):
         parent_half: [n, F], its parent's half in that bond, H where none.
         first_half: [n, F], half of the node's first site, H for empty nodes.
         used: [n, F], bitmask of used sites, 0..2^S-1.
-        done: [n] bool.
         flat: [n, 3F], indices below `flat_size` of one-hot features that depend on the node's
             position: fragment, slot and used sites; `flat_size` itself for empty nodes.
     """
@@ -51,7 +52,6 @@ class MoleculeObservation(NamedTuple):
     parent_half: Tensor
     first_half: Tensor
     used: Tensor
-    done: Tensor
     flat: Tensor
 
 
@@ -266,7 +266,6 @@ class FragmentMolecules(Environment):
             torch.where(attached, parent_half, self.n_halves),
             first_half,
             used,
-            states.done,
             torch.where(empty[..., None], self.flat_size, flat).flatten(1),
         )
 

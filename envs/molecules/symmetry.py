@@ -226,7 +226,7 @@ def _put(base: Tensor, target: Tensor, values: Tensor) -> Tensor:
 def _label(tables: SymmetryTables, fragment: Tensor, labels: Tensor) -> Tensor:
     """Word [n] for a fragment with `labels` [n, S] at its sites, the same up to symmetry."""
     words = _mix((tables.weights[fragment] * labels[:, None]).sum(-1))
-    return _mix((words * tables.is_symmetry[fragment]).sum(-1) + fragment)
+    return _mix((words * tables.is_symmetry[fragment]).sum(-1) + fragment + 1)
 
 
 def _stabilizer(tables: SymmetryTables, fragment: Tensor, labels: Tensor) -> Tensor:

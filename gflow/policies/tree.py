@@ -154,7 +154,6 @@ class _TreeTrunk(nn.Module):
         self.here = nn.Embedding(env.n_halves + 1, hidden)
         self.there = nn.Embedding(env.n_halves + 1, hidden)
         self.size = nn.Embedding(env.max_fragments + 1, hidden)
-        self.done = nn.Parameter(torch.zeros(hidden))
         self.condition = nn.Linear(condition_size, hidden) if condition_size else None
         self.rounds = nn.ModuleList(_Round(hidden) for _ in range(layers))
         self.norm, self.whole_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
@@ -188,7 +187,7 @@ class _TreeTrunk(nn.Module):
         from_child = self.here(own) + self.there(theirs)
 
         size = present.view(n, n_nodes).sum(1)
-        whole = self.size(size) + record.done[:, None] * self.done
+        whole = self.size(size)
         if self.condition is not None:
             whole = whole + self.condition(condition.encoding.to(whole.dtype))
         h = self.fragment(fragment[rows]) + self.used(record.used.flatten()[rows])
