@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gflow.mdp import Evaluation, Loss, Trajectories
 from gflow.objectives.balance.functions import potentials
-from gflow.objectives.balance.potentials import complete_log_rewards
+from gflow.objectives.balance.potential import complete_log_rewards
 from gflow.objectives.term import Term, check_choice
 
 

@@ -27,7 +27,7 @@ from gflow.mdp import (
     Trajectories,
     evaluate,
 )
-from gflow.objectives.balance.potentials import complete_log_rewards
+from gflow.objectives.balance.potential import complete_log_rewards
 from gflow.objectives.balance.regression import REGRESSIONS
 from gflow.objectives.term import check_choice
 

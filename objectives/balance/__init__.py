@@ -20,7 +20,7 @@ from gflow.objectives.balance.objectives import (
     TrajectoryBalance,
     VarGrad,
 )
-from gflow.objectives.balance.potentials import POTENTIALS, Potential
+from gflow.objectives.balance.potential import POTENTIALS, Potential
 from gflow.objectives.balance.regression import REGRESSIONS
 from gflow.objectives.balance.terms import (
     BackwardLikelihood,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gflow.mdp import Evaluation, Loss, Policy, Trajectories, evaluate
 from gflow.objectives.balance import functions
-from gflow.objectives.balance.potentials import (
+from gflow.objectives.balance.potential import (
     POTENTIALS,
     complete_log_rewards,
     log_rewards,

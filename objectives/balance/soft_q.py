@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gflow.mdp import Evaluation, Loss, Policy, Trajectories, evaluate
 from gflow.objectives.balance.objectives import BalanceObjective
-from gflow.objectives.balance.potentials import complete_log_rewards, with_end
+from gflow.objectives.balance.potential import complete_log_rewards, with_end
 
 
 def soft_bellman_target(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gflow.mdp import Evaluation, Loss, Trajectories
 from gflow.objectives.balance import functions
-from gflow.objectives.balance.potentials import complete_log_rewards
+from gflow.objectives.balance.potential import complete_log_rewards
 from gflow.objectives.term import Term
 
 
