@@ -133,7 +133,7 @@ def deceptive_reward(
 ) -> Tensor:
     """R = r0 + r1 - r1 prod 1[a > 0.1] + r2 prod 1[0.3 < a < 0.4], [n]: a moat round the modes."""
     a = _centered(data, side)
-    return r0 + r1 - r1 * (a > 0.1 + _EDGE).all(-1).double() + r2 * _ring(a)
+    return r0 + r1 * (a <= 0.1 + _EDGE).any(-1).double() + r2 * _ring(a)
 
 
 _EDGE = 1e-12

@@ -113,6 +113,29 @@ class InsertSequences(Sequences):
     ):
         super().__init__(vocabulary, max_length, min_length, n_places=max_length)
 
+    def log_n_paths(self, states: States) -> Tensor:
+        """By dynamic programming over substrings, [n] float64, O(length^2) tensor operations.
+
+        An order of inserting is legal if each symbol differs from the next one present. Share of
+        the legal orders between two present places i < j, with w symbols between them:
+        g(i, j) = 1/w sum_k 1[x_k != x_j] g(i, k) g(k, j); then n = length! g over the whole.
+        """
+        length, data = self.lengths(states), states.data
+        symbol = torch.nn.functional.pad(data, (1, 1), value=EMPTY)
+        # shares[w][:, i] is g(i, i + w + 1).
+        shares = [torch.ones(len(data), self.length + 1, dtype=torch.float64, device=data.device)]
+        for between in range(1, self.length + 1):
+            n = self.length - between + 1
+            total = torch.zeros_like(shares[0][:, :n])
+            for k in range(between):
+                legal = symbol[:, k + 1 : k + 1 + n] != symbol[:, between + 1 :]
+                total += legal * shares[k][:, :n] * shares[between - 1 - k][:, k + 1 : k + 1 + n]
+            shares.append(total / between)
+        whole = torch.stack([share[:, 0] for share in shares], 1)
+        return whole.gather(1, length.unsqueeze(1)).squeeze(1).log() + torch.lgamma(
+            length.double() + 1
+        )
+
     def _inserted_place(self, states: States, actions: Tensor) -> Tensor:
         return torch.div(actions, self.n_symbols, rounding_mode="floor")
 

@@ -1,0 +1,57 @@
+"""Accuracy against cost on NAS-Bench-201."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gflow.envs.nas.cell import NASCell
+from gflow.envs.nas.costs import flops, parameters
+from gflow.envs.tables import TableOracle, column, read_columns, rescaled
+from gflow.mdp import Reward
+
+DATASETS = ("cifar10", "cifar100", "imagenet16")
+
+
+def nas_bench_201(path: str | Path, dataset: str = "cifar10", split: str = "test") -> TableOracle:
+    """Three rewards in [0, 1]: accuracy, few FLOPs, few parameters.
+
+    Accuracies are those of training for **12 epochs** (as a share of one; CIFAR-10 test maximum
+    0.8916): not to be compared with published figures of 200 epochs. FLOPs and parameters are
+    counted from the cell for the CIFAR-10 network, and mapped linearly so that the cheapest cell
+    has 1 and the dearest 0. (NAS-Bench-201, 2020, arXiv 2001.00326.)
+
+    Args:
+        path: Parquet file with the columns `cell` and `<dataset>_<split>` in percent.
+        dataset: "cifar10", "cifar100" or "imagenet16".
+        split: "test" or "val".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: unknown data set or split, missing columns, or missing, repeated or malformed
+            rows.
+    """
+    if dataset not in DATASETS or split not in ("test", "val"):
+        raise ValueError(
+            f"dataset must be one of {', '.join(DATASETS)} and split test or val, "
+            f"not {dataset!r} and {split!r}"
+        )
+    name = f"{dataset}_{split}"
+    table = read_columns(path, ["cell", name])
+    env = NASCell()
+    try:
+        data = env.encode(table["cell"]).data
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    values = [
+        column(table[name]) / 100,
+        1 - rescaled(flops(data).double()),
+        1 - rescaled(parameters(data).double()),
+    ]
+    rewards = (
+        Reward("accuracy", description=f"{dataset} {split} accuracy after 12 epochs"),
+        Reward("few FLOPs", flipped=True, description="multiply-adds, cheapest cell 1, dearest 0"),
+        Reward("few parameters", flipped=True, description="weights, fewest 1, most 0"),
+    )
+    return TableOracle(env, table["cell"], torch.stack(values, 1), rewards, path)
