@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,25 +30,40 @@ class UnusableRow(NamedTuple):
     reason: str
 
 
-@dataclass
-class FragmentReport:
-    """What became of the input.
+@dataclass(frozen=True)
+class Fragmentation:
+    """A vocabulary cut from molecules, and what became of the input.
 
     Attributes:
+        vocabulary: the fragments with their counts, most frequent first.
         n_rows: rows read.
         n_molecules: different molecules that gave fragments.
         n_repeated: rows that repeat an earlier molecule.
         n_salts: rows of several molecules, of which the largest was taken.
+        n_dropped: different fragments left out by the limits on count and number.
         unusable: rows that gave no fragment.
-        n_dropped: different fragments left out by the limits on size, count and number.
     """
 
-    n_rows: int = 0
-    n_molecules: int = 0
-    n_repeated: int = 0
-    n_salts: int = 0
-    unusable: list[UnusableRow] = field(default_factory=list)
-    n_dropped: int = 0
+    vocabulary: Vocabulary
+    n_rows: int
+    n_molecules: int
+    n_repeated: int
+    n_salts: int
+    n_dropped: int
+    unusable: tuple[UnusableRow, ...]
+
+    def summary(self) -> str:
+        """What was read, kept and left out, one line each; every unusable row has its own."""
+        lines = [
+            f"{self.n_rows} rows: {self.n_molecules} different molecules cut, "
+            f"{self.n_repeated} repeats, {len(self.unusable)} unusable",
+            f"{len(self.vocabulary)} fragments kept, {self.n_dropped} dropped",
+        ]
+        if self.n_salts:
+            lines.append(f"{self.n_salts} rows hold several molecules: the largest was taken")
+        return "\n".join(
+            lines + [f"line {row.line}: {row.reason}: {row.smiles}" for row in self.unusable]
+        )
 
 
 def fragment_molecules(
@@ -57,7 +72,7 @@ def fragment_molecules(
     max_atoms: int = 20,
     min_count: int = 1,
     max_fragments: int = 200,
-) -> tuple[Vocabulary, FragmentReport]:
+) -> Fragmentation:
     """Cut the molecules of a file into a vocabulary, most frequent fragments first.
 
     Bonds are cut where BRICS (Degen et al. 2008, doi 10.1002/cmdc.200800178) would and the
@@ -73,58 +88,64 @@ def fragment_molecules(
         max_fragments: most fragments.
 
     Returns:
-        The vocabulary with counts, and a report of the rows that could not be used.
+        The vocabulary with counts, and the rows that could not be used.
 
     Raises:
         ValueError: there is no SMILES column, or nothing usable.
     """
     if min(max_atoms, min_count, max_fragments) < 1:
         raise ValueError("max_atoms, min_count and max_fragments must be at least 1")
-    report = FragmentReport()
+    unusable: list[UnusableRow] = []
+    n_rows = n_molecules = n_repeated = n_salts = 0
     counts: Counter[str] = Counter()
     sites: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
     seen: set[str] = set()
     for line, smiles in _read(Path(path), column):
-        report.n_rows += 1
+        n_rows += 1
         mol = parse_smiles(smiles) if smiles else None
         if mol is None:
-            reason = f"RDKit cannot read {smiles!r}" if smiles else "no SMILES"
-            report.unusable.append(UnusableRow(line, smiles, reason))
+            reason = "RDKit cannot read it" if smiles else "no SMILES"
+            unusable.append(UnusableRow(line, smiles, reason))
             continue
         parts = Chem.GetMolFrags(mol, asMols=True)
         if len(parts) > 1:
-            report.n_salts += 1
+            n_salts += 1
             mol = max(parts, key=lambda part: int(part.GetNumHeavyAtoms()))
         Chem.RemoveStereochemistry(mol)
         key = Chem.MolToSmiles(mol)
         if key in seen:
-            report.n_repeated += 1
+            n_repeated += 1
             continue
         seen.add(key)
         pieces = [piece for piece in cut(mol, max_atoms) if piece.sites]
         small = [piece for piece in pieces if piece.n_atoms <= max_atoms]
         if not small:
             reason = f"every piece has more than {max_atoms} atoms" if pieces else "no bond to cut"
-            report.unusable.append(UnusableRow(line, smiles, reason))
+            unusable.append(UnusableRow(line, smiles, reason))
             continue
-        report.n_molecules += 1
+        n_molecules += 1
         for piece in small:
             counts[piece.smiles] += 1
             sites[piece.smiles].update(piece.sites)
     if not counts:
-        raise ValueError(f"{path}: none of {report.n_rows} rows gave a fragment")
+        raise ValueError(f"{path}: none of {n_rows} rows gave a fragment")
     ranked = sorted(counts, key=lambda text: (-counts[text], text))
     kept = [text for text in ranked if counts[text] >= min_count][:max_fragments]
-    report.n_dropped = len(counts) - len(kept)
     if not kept:
         raise ValueError(f"{path}: no fragment occurs {min_count} times")
-    return (
-        Vocabulary(
-            tuple(kept),
-            tuple(_most_frequent(sites[text]) for text in kept),
-            tuple(counts[text] for text in kept),
-        ),
-        report,
+    vocabulary = Vocabulary(
+        tuple(kept),
+        tuple(_most_frequent(sites[text]) for text in kept),
+        tuple(counts[text] for text in kept),
+    )
+    return Fragmentation(
+        vocabulary,
+        n_rows,
+        n_molecules,
+        n_repeated,
+        n_salts,
+        len(counts) - len(kept),
+        tuple(unusable),
     )
 
 

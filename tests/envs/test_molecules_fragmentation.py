@@ -5,8 +5,8 @@ import pytest
 import torch
 from rdkit import Chem
 
-from gflow.envs.molecules import FragmentMolecules, Vocabulary
-from gflow.envs.molecules.fragmentation import cut, fragment_molecules
+from gflow.envs.molecules import FragmentMolecules, Vocabulary, fragment_molecules
+from gflow.envs.molecules.fragmentation import cut
 
 MESSY = """\ufeffid;Canonical_SMILES ;note
 1;CC(=O)Nc1ccc(O)cc1;paracetamol
@@ -28,7 +28,8 @@ def sites_of(vocabulary, smiles):
 def test_a_messy_file(tmp_path):
     path = tmp_path / "known.csv"
     path.write_text(MESSY)
-    vocabulary, report = fragment_molecules(path)
+    report = fragment_molecules(path)
+    vocabulary = report.vocabulary
     assert (report.n_rows, report.n_molecules, report.n_repeated, report.n_salts) == (9, 4, 1, 1)
     assert [(row.line, row.smiles) for row in report.unusable] == [
         (4, "not a molecule"), (5, ""), (8, "CCCCCC"), (10, ""),
@@ -45,6 +46,12 @@ def test_a_messy_file(tmp_path):
     assert sites_of(vocabulary, "O=[SH](=O)c1ccccc1") == (1,)
     assert vocabulary.counts == tuple(sorted(vocabulary.counts, reverse=True))
     assert vocabulary.counts[vocabulary.smiles.index("c1ccccc1")] == 2
+    lines = report.summary().splitlines()
+    assert lines[0] == "9 rows: 4 different molecules cut, 1 repeats, 4 unusable"
+    assert lines[2:4] == [
+        "1 rows hold several molecules: the largest was taken",
+        "line 4: RDKit cannot read it: not a molecule",
+    ]
     vocabulary.save(tmp_path / "mine.csv")
     assert Vocabulary.load(tmp_path / "mine.csv") == vocabulary
 
@@ -52,11 +59,12 @@ def test_a_messy_file(tmp_path):
 def test_limits(tmp_path):
     path = tmp_path / "known.smi"
     path.write_text("CC(=O)Nc1ccc(O)cc1 paracetamol\n\nCC(=O)Nc1ccccc1\nC(\n")
-    vocabulary, report = fragment_molecules(path)
+    report = fragment_molecules(path)
     assert report.unusable[0].line == 4 and report.n_dropped == 0
-    few, report = fragment_molecules(path, min_count=2)
-    assert set(few.smiles) == {"CC=O", "N"} and report.n_dropped == len(vocabulary) - 2
-    assert len(fragment_molecules(path, max_fragments=1)[0]) == 1
+    n_all = len(report.vocabulary)
+    report = fragment_molecules(path, min_count=2)
+    assert set(report.vocabulary.smiles) == {"CC=O", "N"} and report.n_dropped == n_all - 2
+    assert len(fragment_molecules(path, max_fragments=1).vocabulary) == 1
     with pytest.raises(ValueError, match="no fragment occurs 5 times"):
         fragment_molecules(path, min_count=5)
     with pytest.raises(ValueError, match="at least 1"):
@@ -69,8 +77,8 @@ def test_limits(tmp_path):
 def test_the_column(tmp_path):
     path = tmp_path / "known.csv"
     path.write_text("smiles_of_salt,SMILES,other\nCl,CC(=O)NC,c1ccccc1NC(=O)C\n")
-    assert "CC=O" in fragment_molecules(path)[0].smiles
-    assert "c1ccccc1" in fragment_molecules(path, column="Other")[0].smiles
+    assert "CC=O" in fragment_molecules(path).vocabulary.smiles
+    assert "c1ccccc1" in fragment_molecules(path, column="Other").vocabulary.smiles
     with pytest.raises(ValueError, match="no column 'mol' among smiles_of_salt, SMILES, other"):
         fragment_molecules(path, column="mol")
 
@@ -86,10 +94,11 @@ def test_cutting_known_inhibitors_and_writing_them_again():
     path = Path(folder) / "seh_chembl.csv"
     if not path.exists():
         pytest.skip("needs seh_chembl.csv in GFLOW_DATA or ../shared/data")
-    vocabulary, report = fragment_molecules(path, max_fragments=10_000)
+    report = fragment_molecules(path, max_fragments=10_000)
     assert report.n_rows == 2852
     total = report.n_molecules + report.n_repeated + len(report.unusable)
     assert total == report.n_rows and len(report.unusable) < 0.01 * report.n_rows
+    vocabulary = report.vocabulary
     assert len(vocabulary) > 300 and vocabulary.counts[0] > 1000
     # A molecule whose pieces are all in the vocabulary can be written with it.
     env = FragmentMolecules(vocabulary, max_fragments=14)
