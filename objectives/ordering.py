@@ -114,6 +114,11 @@ class Ordering(Term):
         """log P_B, and log F where sub-trajectories are ranked."""
         return frozenset({"log_pb_total"} if self.starts == "first" else {"log_pb", "log_flow"})
 
+    @property
+    def batch_needs(self) -> frozenset[str]:
+        """Reward vectors, for a partial order."""
+        return frozenset({"rewards"} if self.order == "partial" else ())
+
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """Mean over sets of candidates, weighted mean over lengths of sub-trajectories."""
         values = self._values(evaluation, batch)

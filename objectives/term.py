@@ -34,6 +34,11 @@ class Term(ABC):
     def needs(self) -> frozenset[str]:
         """What `evaluate` must deliver."""
 
+    @property
+    def batch_needs(self) -> frozenset[str]:
+        """Optional fields of `Trajectories` that must be set, beside log_reward."""
+        return frozenset()
+
     @abstractmethod
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """The loss from re-evaluated trajectories."""
@@ -68,6 +73,11 @@ class Sum(Term):
     def needs(self) -> frozenset[str]:
         """What any of the terms needs."""
         return frozenset().union(*(term.needs for _, term in self.terms))
+
+    @property
+    def batch_needs(self) -> frozenset[str]:
+        """What any of the terms needs in the batch."""
+        return frozenset().union(*(term.batch_needs for _, term in self.terms))
 
     def check(self, env: Environment) -> None:
         """Refuse what any of the terms refuses."""

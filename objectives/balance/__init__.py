@@ -22,6 +22,7 @@ from gflow.objectives.balance.objectives import (
 )
 from gflow.objectives.balance.potential import POTENTIALS, Potential
 from gflow.objectives.balance.regression import REGRESSIONS
+from gflow.objectives.balance.soft_q import SoftQLearning, move_towards, soft_bellman_target
 from gflow.objectives.balance.terms import (
     BackwardLikelihood,
     BackwardUniformity,
@@ -39,6 +40,7 @@ __all__ = [
     "EnergyDecomposition",
     "FlowMatching",
     "Potential",
+    "SoftQLearning",
     "SubTrajectoryBalance",
     "Sum",
     "Term",
@@ -48,7 +50,9 @@ __all__ = [
     "dropout_variance",
     "energy_decomposition",
     "flow_matching",
+    "move_towards",
     "potentials",
+    "soft_bellman_target",
     "spread_energy",
     "subtrajectory_balance",
     "trajectory_balance",

@@ -106,6 +106,11 @@ class PotentialObjective(BalanceObjective):
         """log P_B and what the potential needs."""
         return self._needs("log_pb", *POTENTIALS[self.potential].needs)
 
+    @property
+    def batch_needs(self) -> frozenset[str]:
+        """What the potential reads from the batch."""
+        return POTENTIALS[self.potential].batch_needs
+
     def potentials(self, evaluation: Evaluation, batch: Trajectories) -> tuple[Tensor, Tensor]:
         """phi and u, both [B, T + 1]."""
         phi = POTENTIALS[self.potential].phi(evaluation, batch)

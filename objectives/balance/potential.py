@@ -22,10 +22,12 @@ class Potential(NamedTuple):
     Attributes:
         needs: what `evaluate` must deliver for it, beside log P_B.
         phi: (evaluation, batch) -> [B, T + 1].
+        batch_needs: optional fields of the batch that it reads.
     """
 
     needs: frozenset[str]
     phi: Callable[[Evaluation, Trajectories], Tensor]
+    batch_needs: frozenset[str] = frozenset()
 
 
 def usable_lengths(batch: Trajectories) -> Tensor:
@@ -122,11 +124,13 @@ def _teleport(evaluation: Evaluation, batch: Trajectories) -> Tensor:
     return with_end(phi, batch.lengths * log_r, batch)
 
 
+_PARTIAL = frozenset({"partial_log_reward"})
+
 POTENTIALS: dict[str, Potential] = {
     "log_z": Potential(frozenset({"log_z"}), _start),
     "flow": Potential(frozenset({"log_flow"}), _flow),
-    "forward_looking": Potential(frozenset({"log_flow"}), _forward_looking),
+    "forward_looking": Potential(frozenset({"log_flow"}), _forward_looking, _PARTIAL),
     "energy": Potential(frozenset({"log_flow", "energy"}), _energy),
-    "modified": Potential(frozenset({"log_stop"}), _modified),
+    "modified": Potential(frozenset({"log_stop"}), _modified, _PARTIAL),
     "teleport": Potential(frozenset({"log_flow"}), _teleport),
 }
