@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gflow.mdp import Reward
-from gflow.store import Candidate, CandidateStore, StoreError
+from gflow.store import Candidate, CandidateStore, StoreError, as_text
 
 Row = dict[str, Any]
 _OBJECT_COLUMNS = ("smiles", "object", "sequence")
@@ -77,17 +77,13 @@ def _row(candidate: Candidate, rewards: Sequence[Reward], column: str) -> Row:
     return row | {"count": candidate.count, "key": candidate.key}
 
 
-def _as_text(item: Any) -> str:
-    return item if isinstance(item, str) else json.dumps(item)
-
-
 def _write_csv(path: Path, rows: list[Row], columns: list[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:
             first, *rest = row.values()
-            writer.writerow([_as_text(first), *rest])
+            writer.writerow([as_text(first), *rest])
 
 
 def _write_jsonl(path: Path, rows: list[Row], columns: list[str]) -> None:
@@ -109,7 +105,7 @@ def _write_parquet(path: Path, rows: list[Row], columns: list[str]) -> None:
         kind = arrow.string() if name in texts else arrow.float64()
         fields.append((name, arrow.int64() if name in whole else kind))
     data = {name: [row[name] for row in rows] for name in columns}
-    data[columns[0]] = [_as_text(item) for item in data[columns[0]]]
+    data[columns[0]] = [as_text(item) for item in data[columns[0]]]
     parquet.write_table(arrow.table(data, schema=arrow.schema(fields)), path, compression="zstd")
 
 

@@ -236,8 +236,9 @@ class CandidateStore:
         now = time.time()
         rows = []
         for i, key in enumerate(keys):
-            text, is_text = _dump(objects[i])
-            row = {"key": key, "object": text, "is_text": is_text, "source": source, "step": step}
+            row = {"key": key, "object": as_text(objects[i]), "source": source, "step": step}
+            # Strings are kept as they are: escaped SMILES would be no joy to read or query.
+            row["is_text"] = isinstance(objects[i], str)
             row |= {"now": now, "preference": preferences[i] and json.dumps(preferences[i])}
             row |= zip(_FLOATS, (column[i] for column in columns), strict=True)
             row["rewards"], row["reason"] = outcomes[i]
@@ -375,11 +376,13 @@ def _column(n: int, values: Tensor | None) -> list[Any]:
     return values.detach().tolist()  # type: ignore[no-any-return]
 
 
-def _dump(item: Any) -> tuple[str, bool]:
-    # Strings are kept as they are: SMILES full of escapes would be no joy to read or query.
-    if isinstance(item, str):
-        return item, True
-    return json.dumps(item, default=_as_list), False
+def as_text(item: Any) -> str:
+    """A string as it is, anything else as JSON.
+
+    Raises:
+        TypeError: JSON cannot hold it.
+    """
+    return item if isinstance(item, str) else json.dumps(item, default=_as_list)
 
 
 def _as_list(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,7 @@ from gflow.report import molecules
 from gflow.report.markdown import to_html
 from gflow.report.progress import Scale, at_equal_calls, hypervolume_curves, training_curves
 from gflow.report.run import Run, Sample
-from gflow.store import Candidate, stack_rewards
+from gflow.store import Candidate, as_text, stack_rewards
 
 MAX_DRAWINGS = 500
 MAX_POINTS = 4000
@@ -33,18 +32,24 @@ class Points:
         self.rows: list[dict[str, Any]] = []
         self._places: dict[str, int] = {}
 
-    def place(self, item: Any, rewards: Sequence[float], candidate: Candidate | None = None) -> int:
-        """Index of the point of an object, made on first sight."""
-        text = _text(item)
+    def place(self, candidate: Candidate) -> int:
+        """Index of the point of a candidate, made on first sight."""
+        text = as_text(candidate.object)
         if text not in self._places:
             self._places[text] = len(self.rows)
-            row: dict[str, Any] = {"text": text, "object": item, "rewards": list(rewards)}
-            if candidate is None:
-                row |= {"source": "trained sampler"}
-            else:
-                row |= {"source": candidate.source, "call": candidate.oracle_call}
-                row |= {"step": candidate.step, "preference": candidate.preference}
-            self.rows.append(row | {"front": False, "drawing": -1})
+            self.rows.append(
+                {
+                    "text": text,
+                    "object": candidate.object,
+                    "rewards": candidate.rewards,
+                    "source": candidate.source,
+                    "call": candidate.oracle_call,
+                    "step": candidate.step,
+                    "preference": candidate.preference,
+                    "front": False,
+                    "drawing": -1,
+                }
+            )
         return self._places[text]
 
     def draw(self, order: Sequence[int], draw: Draw) -> list[str]:
@@ -78,14 +83,12 @@ def build(run: Run, title: str | None, draw: Draw | None) -> tuple[dict[str, Any
     scale = Scale(run.rewards, seen)
 
     points = Points()
-    front = [points.place(c.object, c.rewards or (), c) for c in run.front]
+    front = [points.place(candidate) for candidate in run.front]
     for place in front:
         points.rows[place]["front"] = True
     tables = [_table(*choice, run, points, scale, are_molecules) for choice in _choices(run)]
     listed = [place for table in tables for place in table["rows"]]
-    cloud = [
-        points.place(c.object, c.rewards or (), c) for c in _spread(run.candidates, MAX_POINTS)
-    ]
+    cloud = [points.place(candidate) for candidate in _spread(run.candidates, MAX_POINTS)]
     order = [*_spread(front, _MAX_FRONT_DRAWINGS), *listed, *_spread(cloud, MAX_DRAWINGS)]
     drawings = points.draw(order, draw) if draw else []
 
@@ -97,6 +100,7 @@ def build(run: Run, title: str | None, draw: Draw | None) -> tuple[dict[str, Any
         "rewards": [_reward(run, k) for k in range(len(run.rewards))],
         "points": points.columns(),
         "n_candidates": len(run.candidates),
+        "n_shown": sum(row["call"] is not None for row in points.rows),
         "molecules": are_molecules,
         "tables": tables,
         "hypervolume": volume,
@@ -147,34 +151,23 @@ def _table(
     are_molecules: bool,
 ) -> dict[str, Any]:
     """The best candidates for one preference that are not alike."""
-    by_text = {_text(c.object): c for c in run.candidates} if sample else {}
-    pool: list[tuple[Any, tuple[float, ...], Candidate | None]] = []
-    if sample is None:
-        pool = [(c.object, c.rewards or (), c) for c in run.candidates]
-    else:
-        pairs = zip(sample.objects, sample.rewards, strict=True)
-        unique = {_text(item): (item, row) for item, row in pairs if row is not None}
-        pool = [(item, row, by_text.get(text)) for text, (item, row) in unique.items()]
+    pool = run.candidates if sample is None else sample.candidates
     if not pool:
         return {"preference": preference, "rows": [], "scores": [], "mean": None, "n": 0}
-    rewards = torch.tensor([row for _, row, _ in pool], dtype=torch.float64)
+    rewards = stack_rewards(pool, len(run.rewards))
     scores = scale(rewards) @ torch.tensor(preference, dtype=torch.float64)
     ranked = scores.argsort(descending=True, stable=True)[:_TABLE_POOL].tolist()
     picks = list(range(min(_TABLE_ROWS, len(ranked))))
     if are_molecules:
-        picks = molecules.pick_diverse([pool[i][0] for i in ranked], _TABLE_ROWS)
+        picks = molecules.pick_diverse([pool[i].object for i in ranked], _TABLE_ROWS)
     chosen = [ranked[pick] for pick in picks]
     return {
         "preference": preference,
-        "rows": [points.place(pool[i][0], pool[i][1], pool[i][2]) for i in chosen],
+        "rows": [points.place(pool[i]) for i in chosen],
         "scores": scores[chosen].tolist(),
-        "mean": rewards.mean(0).tolist() if sample else None,
-        "n": len(sample.objects) if sample else len(pool),
+        "mean": sample.mean if sample else None,
+        "n": sample.n if sample else len(pool),
     }
-
-
-def _text(item: Any) -> str:
-    return item if isinstance(item, str) else json.dumps(item)
 
 
 def _reward(run: Run, k: int) -> dict[str, Any]:

@@ -43,11 +43,15 @@ def draw_molecule(smiles: object) -> str:
     return " ".join(svg.split()).replace("> <", "><").replace("<svg", "<svg class='themed'", 1)
 
 
+_ALIKE = 0.5
+"""Two molecules of one table are no more similar than this (Tanimoto, Morgan radius 2)."""
+
+
 def pick_diverse(ranked: Sequence[str], n: int) -> list[int]:
     """Positions of up to `n` of `ranked`, from the first on, no two alike."""
     from gflow.envs.molecules.diversity import diverse_top_k
 
-    return diverse_top_k(ranked, [-float(place) for place in range(len(ranked))], n)
+    return diverse_top_k(ranked, [-float(place) for place in range(len(ranked))], n, _ALIKE)
 
 
 def diversity_facts(front: Sequence[str], sample: Sequence[str]) -> list[dict[str, str]]:
@@ -73,7 +77,7 @@ def novelty_fact(front: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     new = float((distance > 0).double().mean())
     return {
         "value": f"{new:.0%}",
-        "label": "of the front is unlike any known molecule",
+        "label": "of the front is not among the known molecules",
         "note": f"compared with {len(known):,} known ones; the nearest has a Tanimoto "
         f"similarity of {1 - float(distance.mean()):.2f} on average",
     }

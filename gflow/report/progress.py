@@ -46,7 +46,7 @@ def hypervolume_curves(run: Run, scale: Scale) -> dict[str, dict[str, list[float
     """Hypervolume of everything scored so far over oracle calls, for "run" and "baseline".
 
     Rewards are scaled to [0, 1] and the reference point is 0, so 1 is the whole box. About 30
-    marks lie between 0 and the number of calls both have made, where they can be compared.
+    marks lie up to the number of calls both have made, where they can be compared.
     """
     common = min(run.oracle_calls, run.baseline_calls or run.oracle_calls)
     gap = max(1.0, common / _CHECKPOINTS)
@@ -72,7 +72,9 @@ def _hypervolume_curve(
     marks = {round(gap * i) for i in steps} | {round(last_call * i / _CHECKPOINTS) for i in steps}
     # Exact values for many objectives and large fronts would take minutes.
     method: Method = "auto" if n_rewards <= 4 else "polar"
-    front, x, y, start = scaled[:0], [0.0], [0.0], 0
+    front, start = scaled[:0], 0
+    x: list[float] = []
+    y: list[float] = []
     for mark in sorted(mark for mark in marks if 0 < mark <= last_call):
         end = int((calls <= mark).sum())
         front = torch.cat([front, scaled[start:end]])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gflow.mdp import Reward
-from gflow.store import Candidate, CandidateStore, StoreError
+from gflow.pareto import non_dominated
+from gflow.store import Candidate, CandidateStore, StoreError, as_text, stack_rewards
 
 
 class ReportError(RuntimeError):
@@ -23,15 +24,16 @@ class Sample:
 
     Attributes:
         preference: K weights.
-        inverse_temperature: inverse temperature asked for, if recorded.
-        objects: n objects.
-        rewards: n reward vectors, None where the oracle failed.
+        n: number of objects drawn, those that failed or came twice included.
+        mean: mean reward vector of those that did not fail, None when all failed.
+        candidates: the different objects with rewards; those that the search had found too are
+            the search's own records.
     """
 
     preference: tuple[float, ...]
-    inverse_temperature: float | None
-    objects: list[Any]
-    rewards: list[tuple[float, ...] | None]
+    n: int
+    mean: list[float] | None
+    candidates: list[Candidate]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Run:
         candidates: scored candidates in the order of their oracle calls.
         n_failed: unique objects on which the oracle failed.
         oracle_calls: number of objects scored.
-        front: the non-dominated ones among the candidates.
+        front: the non-dominated ones among the candidates and the samples.
         baseline: candidates of random assembly, with rewards of the same meaning.
         baseline_calls: number of objects scored for it.
         metrics: one dictionary of scalars for each logged step.
@@ -83,7 +85,7 @@ def read_run(folder: Path) -> Run:
         raise ReportError(f"{folder}: no candidates.sqlite in it, so this is no run folder")
     try:
         with CandidateStore(folder / "candidates.sqlite") as store:
-            rewards, candidates, front = store.rewards, store.candidates(), store.front()
+            rewards, candidates = store.rewards, store.candidates()
             n_failed = len(store.candidates("reason IS NOT NULL"))
             oracle_calls = store.oracle_calls
         baseline, baseline_calls = _read_baseline(folder / "baseline.sqlite", rewards)
@@ -91,19 +93,22 @@ def read_run(folder: Path) -> Run:
         raise ReportError(str(error)) from error
     if not candidates:
         raise ReportError(f"{folder}: no candidate has been scored yet")
+    samples = _read_samples(folder / "samples.json", len(rewards), candidates)
+    found = {candidate.key: candidate for sample in samples for candidate in sample.candidates}
+    found |= {candidate.key: candidate for candidate in candidates}
     return Run(
         folder=folder,
         rewards=rewards,
         candidates=candidates,
         n_failed=n_failed,
         oracle_calls=oracle_calls,
-        front=front,
+        front=_front(list(found.values()), len(rewards)),
         baseline=baseline,
         baseline_calls=baseline_calls,
         metrics=_read_metrics(folder / "metrics.jsonl"),
         config=_parse(folder / "config.yaml", _yaml, dict) or {},
         environment=_parse(folder / "environment.json", json.loads, dict) or {},
-        samples=_read_samples(folder / "samples.json", len(rewards)),
+        samples=samples,
         card=_parse(folder / "CARD.md", str, str) or "",
         known=(_parse(folder / "known.smi", str, str) or "").splitlines(),
     )
@@ -154,19 +159,43 @@ def _read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _read_samples(path: Path, n_rewards: int) -> list[Sample]:
+def _front(candidates: list[Candidate], n_rewards: int) -> list[Candidate]:
+    keep = non_dominated(stack_rewards(candidates, n_rewards)).tolist()
+    return [candidate for candidate, kept in zip(candidates, keep, strict=True) if kept]
+
+
+def _read_samples(path: Path, n_rewards: int, candidates: list[Candidate]) -> list[Sample]:
+    known = {as_text(candidate.object): candidate for candidate in candidates}
     samples = []
     for entry in _parse(path, json.loads, list) or []:
         try:
-            rewards = [_row(row, n_rewards) for row in entry["rewards"]]
             preference = _row(entry["preference"], n_rewards)
-            if preference is None or len(rewards) != len(entry["objects"]):
-                raise ValueError("rows do not match")
-            temperature = entry.get("inverse_temperature")
-            samples.append(Sample(preference, temperature, entry["objects"], rewards))
+            if preference is None:
+                raise ValueError("no preference")
+            rows = [_row(values, n_rewards) for values in entry["rewards"]]
+            found = {}
+            for item, rewards in zip(entry["objects"], rows, strict=True):
+                text = as_text(item)
+                if text not in known and rewards is not None:
+                    known[text] = _sampled(item, text, rewards, preference)
+                if text in known:
+                    found[text] = known[text]
+            good = [row for row in rows if row is not None]
+            mean = [sum(column) / len(good) for column in zip(*good, strict=True)] or None
+            samples.append(Sample(preference, len(rows), mean, list(found.values())))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ReportError(f"{path}: entry {len(samples)} is malformed ({error!r})") from error
     return samples
+
+
+def _sampled(
+    item: Any, text: str, rewards: tuple[float, ...], preference: tuple[float, ...]
+) -> Candidate:
+    return Candidate(
+        key=text, object=item, rewards=rewards, reason=None, oracle_call=None,
+        preference=preference, inverse_temperature=None, log_reward=None, log_pf=None,
+        source="the trained sampler", step=0, first_seen=0.0, last_seen=0.0, count=1,
+    )  # fmt: skip
 
 
 def _row(values: Sequence[float] | None, n: int) -> tuple[float, ...] | None:

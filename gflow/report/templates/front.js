@@ -42,9 +42,9 @@ const front = {
     box.addEventListener("change", () => { this.all = box.checked; this.draw(); });
     this.allLabel = make("label", {}, box, `Show the ${format(this.others.length + this.crowd.length)} others`);
     if (this.others.length + this.crowd.length) tools.append(this.allLabel);
-    const lead = [`${format(this.members.length)} candidates that no other beats in every objective at once.`];
-    if (points.text.length < report.n_candidates) {
-      lead.push(`The page holds ${format(points.text.length)} of ${format(report.n_candidates)} candidates.`);
+    const lead = [`${format(this.members.length)} candidates for which no other is at least as good in every objective and better in one.`];
+    if (report.n_shown < report.n_candidates) {
+      lead.push(`The page holds ${format(report.n_shown)} of ${format(report.n_candidates)} candidates.`);
     }
     if (report.baseline_front.length) {
       lead.push(`The dashed line is the front of random assembly after ${format(report.baseline_calls)} oracle calls.`);

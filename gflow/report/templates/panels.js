@@ -112,8 +112,8 @@ function drawVolume() {
     if (baseline) traces.push(line(baseline, "random assembly", color.other, "dash"));
     const layout = {
       xaxis: axis("oracle calls", { tickformat: ",", rangemode: "tozero" }),
-      yaxis: axis("hypervolume, higher is better", { rangemode: "tozero" }),
-      showlegend: Boolean(baseline), legend: { x: 0.98, y: 0.06, xanchor: "right", yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
+      yaxis: axis("hypervolume, higher is better"),
+      showlegend: Boolean(baseline), legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, margin: { l: 56, r: 12, t: 36, b: 48 },
     };
     return [traces, layout];
   });
