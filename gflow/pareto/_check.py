@@ -90,11 +90,10 @@ def validity(points: Tensor, mask: Tensor | None, name: str = "mask") -> Tensor:
     return valid & mask
 
 
-def read_points(
-    points: Tensor, mask: Tensor | None, maximize: Maximize, name: str = "points"
-) -> tuple[Tensor, Tensor]:
-    """Checked points with every objective maximised, and which of them count."""
-    check_points(points, name)
+def read_points(points: Tensor, mask: Tensor | None, maximize: Maximize) -> tuple[Tensor, Tensor]:
+    """Checked points with every objective maximised and no gradient, and which of them count."""
+    check_points(points)
+    points = points.detach()
     return oriented(points, maximize), validity(points, mask)
 
 

@@ -65,18 +65,16 @@ class Volume(torch.autograd.Function):
 
 def measure(gains: Tensor, method: str, memory_budget: int) -> Tensor:
     """Hypervolume of gains [B, n, m] over the origin."""
-    n, m = gains.shape[1:]
-    if method == "auto" and compiled(gains):
+    _, n, m = gains.shape
+    if method != "slices" and compiled(gains):
         routine = host_measure(n, m, memory_budget)
-        costs = gains.neg().double().numpy()
-        return gains.new_tensor([routine(front) for front in costs])
-    if method == "tiles" or (method == "auto" and tile_cuts(n, m) > 1):
-
-        def slices(front: Tensor) -> Tensor:
-            return volume(front.unsqueeze(0), memory_budget)[0]
-
-        return torch.stack([_tiles(front, slices, memory_budget) for front in gains])
-    return volume(gains, memory_budget)
+        return gains.new_tensor([routine(front) for front in gains.neg().double().numpy()])
+    if method == "slices" or tile_cuts(n, m) == 1:
+        return volume(gains, memory_budget)
+    values = gains.new_empty(len(gains))
+    for i, front in enumerate(gains):
+        values[i] = _tiles(front, lambda d: volume(d.unsqueeze(0), memory_budget)[0], memory_budget)
+    return values
 
 
 def _facets(gains: Tensor, memory_budget: int) -> Tensor:

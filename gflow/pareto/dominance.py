@@ -45,7 +45,7 @@ def non_dominated(
         TypeError: integer or half precision points, or a mask that is not bool.
         ValueError: wrong shapes or devices.
     """
-    y, valid = read_points(points.detach(), mask, maximize)
+    y, valid = read_points(points, mask, maximize)
     library = moocore()
     if y.device.type == "cpu" and library is not None:
         judge = functools.partial(library.is_nondominated, keep_weakly=not deduplicate)
@@ -116,7 +116,7 @@ def non_dominated_rank(
 
     Source: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002.
     """
-    y, remaining = read_points(points.detach(), mask, maximize)
+    y, remaining = read_points(points, mask, maximize)
     n = y.shape[-2]
     ranks = torch.full(remaining.shape, n, dtype=torch.long, device=y.device)
     library = moocore()
@@ -153,7 +153,7 @@ def crowding_distance(points: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Source: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002.
     """
-    y, valid = read_points(points.detach(), mask, True)
+    y, valid = read_points(points, mask, True)
     check_finite(y, valid, "points")
     return crowding(*sorted_axes(y), valid)
 

@@ -71,8 +71,8 @@ def polar_hypervolume(
     valid = validity(points, mask)
     y = oriented(points, maximize) - oriented(reference, maximize).unsqueeze(-2)
     gains = torch.where(valid.unsqueeze(-1), y, torch.zeros_like(y)).clamp(min=0)
-    n, m = gains.shape[-2:]
-    if n == 0:
+    m = gains.shape[-1]
+    if gains.numel() == 0:
         zero = gains.sum((-2, -1))
         return Estimate(zero, zero.detach())
     if generator is None:

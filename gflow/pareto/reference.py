@@ -42,7 +42,7 @@ def infer_reference_point(
     Source: Ishibuchi et al., "How to specify a reference point in hypervolume calculation for
     fair performance comparison", 2018.
     """
-    y, valid = read_points(points.detach(), mask, maximize)
+    y, valid = read_points(points, mask, maximize)
     check_finite(y, valid, "points")
     front = non_dominated(y, valid).unsqueeze(-1)
     if not bool(front.any(-2).all()):

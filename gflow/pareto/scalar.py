@@ -113,7 +113,7 @@ def pc_entropy(
     Source: Roy et al., "Goal-conditioned GFlowNets for controllable multi-objective molecular
     design", 2023 (arXiv 2306.04620).
     """
-    y, valid = read_points(points.detach(), mask, True)
+    y, valid = read_points(points, mask, True)
     check_points(reference, "reference")
     check_same(points, reference, "points", "reference")
     check_finite(y, valid, "points")
@@ -169,7 +169,7 @@ def hsr(
     Source: Guerreiro, Fonseca, "Hypervolume Sharpe-ratio indicator: formalization and first
     theoretical results", 2016.
     """
-    y, valid = read_points(points.detach(), mask, maximize)
+    y, valid = read_points(points, mask, maximize)
     check_finite(y, valid, "points")
     if not upper > lower or margin < 0:
         raise ValueError(
@@ -238,7 +238,7 @@ def spacing(
     Source: Schott, "Fault tolerant design using single and multicriteria genetic algorithm
     optimization", 1995.
     """
-    y, valid = read_points(points.detach(), mask, True)
+    y, valid = read_points(points, mask, True)
     check_finite(y, valid, "points")
     rows = flat(y.masked_fill(~valid.unsqueeze(-1), 0))
     batch, n, _ = rows.shape
@@ -283,7 +283,7 @@ def focus_accuracy(
     Source: Roy et al., "Goal-conditioned GFlowNets for controllable multi-objective molecular
     design", 2023 (arXiv 2306.04620).
     """
-    y, valid = read_points(points.detach(), mask, True)
+    y, valid = read_points(points, mask, True)
     check_points(torch.atleast_2d(direction), "direction")
     check_same(points, direction, "points", "direction")
     if not -1 <= threshold <= 1:
