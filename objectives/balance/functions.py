@@ -123,7 +123,7 @@ def energy_decomposition(
     `keep` [B, T] bool is m; `dropout_variance` gives what this adds to the square on average.
     """
     keep = keep & construction
-    share = construction.sum(1) / keep.sum(1)
+    share = construction.sum(1).to(energy.dtype) / keep.sum(1)
     return share * torch.where(keep, energy, 0.0).sum(1) - log_reward
 
 
