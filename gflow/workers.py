@@ -107,7 +107,8 @@ class Worker:
             if not self._loaded:
                 raise WorkerError(
                     "a worker process ended before it was ready; a script needs the guard "
-                    "`if __name__ == '__main__':`"
+                    "`if __name__ == '__main__':`, and what is typed into a session belongs in "
+                    "a module"
                 ) from None
             self._process.join(1.0)
             code = self._process.exitcode

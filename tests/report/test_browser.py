@@ -176,6 +176,22 @@ def test_more_objectives_have_more_views(browser: Any, tmp_path: Path, k: int, v
     assert complaints(browser) == []
 
 
+def test_tables_and_names_can_be_taken_away(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    catch = "URL.createObjectURL = (blob) => { window.saved = blob; return 'data:,'; }"
+    browser.execute_script(catch)
+    button = browser.find_element("xpath", "//button[text()='Save this table as CSV']")
+    browser.execute_script("HTMLAnchorElement.prototype.click = () => {}")
+    button.click()
+    text = browser.execute_async_script("window.saved.text().then(arguments[0])")
+    lines = text.strip().splitlines()
+    assert lines[0] == '"smiles","qed","fsp3","score"'
+    assert len(lines) == 1 + len(browser.find_elements("css selector", "#best-table tbody tr"))
+    copy = browser.find_element("css selector", "#card .name button")
+    copy.click()
+    wait_for(lambda: copy.text == "Copied", "the clipboard did not take it")
+
+
 def test_objects_without_drawing_show_as_text(browser: Any, tmp_path: Path) -> None:
     open_page(browser, write_report(grid_run(tmp_path / "grid")))
     assert "[" in card(browser, ".drawing.text")

@@ -33,7 +33,7 @@ const front = {
     if (k > 2) {
       const views = !hasWebGL() ? ["plane"] : k === 3 ? ["plane", "space", "lines"] : ["plane", "lines"];
       const names = { plane: "Two axes", space: "Three dimensions", lines: "Parallel lines" };
-      this.view = views[1] ?? "plane";
+      this.view = innerWidth < 700 ? "plane" : views[1] ?? "plane";
       if (views.length > 1) tools.append(chooser("View", views.map((view) => names[view]), views.indexOf(this.view),
         (i) => { this.view = views[i]; this.draw(); }));
       tools.append(this.axisSelect("x"), this.axisSelect("y"));

@@ -33,7 +33,7 @@ const withUnit = (reward) => (reward.unit ? `${reward.name} (${reward.unit})` : 
 /** The numbers of a column with as many decimals as three digits of the largest need. */
 function formatter(values) {
   const largest = Math.max(...values.map(Math.abs), 1e-12);
-  const digits = clamp(2 - Math.floor(Math.log10(largest)), 0, 4);
+  const digits = clamp(2 - Math.floor(Math.log10(0.999 * largest)), 0, 4);
   const whole = values.every(Number.isInteger);
   const style = { minimumFractionDigits: whole ? 0 : digits, maximumFractionDigits: digits };
   return (value) => (value || 0).toLocaleString("en", style);
