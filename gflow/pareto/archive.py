@@ -79,8 +79,8 @@ class ParetoArchive:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         if truncate not in ("crowding", "contribution"):
             raise ValueError(f"truncate must be crowding or contribution, not {truncate!r}")
-        m = len(ref_point) if not isinstance(ref_point, Tensor) else ref_point.shape[-1]
         shape = (*batch_shape, capacity)
+        m = 1 if ref_point is None else torch.as_tensor(ref_point).shape[-1]
         self.points = torch.zeros(*shape, m, dtype=dtype, device=device)
         check_points(self.points, "the archive")
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -132,8 +132,13 @@ class ParetoArchive:
         check_finite(points, valid, "points")
         if ids is None:
             ids = torch.full(valid.shape, -1, dtype=torch.long, device=points.device)
-        elif ids.dtype is not torch.long or ids.shape != valid.shape:
-            raise TypeError(f"ids must be int64 {list(valid.shape)}")
+        if ids.dtype is not torch.long:
+            raise TypeError(f"ids must be int64, not {ids.dtype}")
+        if ids.shape != valid.shape or ids.device != points.device:
+            raise ValueError(
+                f"ids must have shape {list(valid.shape)} on {points.device}, not "
+                f"{list(ids.shape)} on {ids.device}"
+            )
         new = flat(oriented(points, self.maximize))
         # What is kept stands at the front.
         size = int(self.count.max()) if self.count.numel() else 0

@@ -291,11 +291,12 @@ def focus_accuracy(
     lengths = torch.linalg.vector_norm(direction, dim=-1)
     if not bool((lengths > 0).all()):
         raise ValueError("direction must not be zero or NaN")
-    along = (y * direction).sum(-1)
-    if along.shape != valid.shape:
+    sizes = zip(direction.shape[::-1], y.shape[::-1], strict=False)
+    if direction.dim() > y.dim() or any(own not in (1, size) for own, size in sizes):
         raise ValueError(
             f"direction {list(direction.shape)} does not broadcast to points {list(points.shape)}"
         )
+    along = (y * direction).sum(-1)
     inside = (
         (along >= threshold * torch.linalg.vector_norm(y, dim=-1) * lengths)
         & (y != 0).any(-1)
