@@ -87,7 +87,8 @@ class Ordering(Term):
 
     Attributes:
         order: "partial" compares the raw reward vectors by dominance, "total" the log-rewards.
-        candidates: "batch" takes the whole group as one set, "pairs" every pair of it.
+        candidates: "batch" takes the whole group as one set, "pairs" every pair of it. Pairs suit
+            total orders: they hold incomparable candidates level, dominated ones among them.
         starts: where the sub-trajectories begin whose implied log-reward
             r^ = log F(s_i) + sum_{k>=i} (log P_F - log P_B) is ranked: the "first" state (whole
             trajectories, without a flow), the "last" (the terminal value log F(x) + log P_F(stop)
