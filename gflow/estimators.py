@@ -126,10 +126,17 @@ def exact_flows(env: Environment, log_reward: Callable[[States], Tensor]) -> Flo
     Args:
         env: an environment with few states.
         log_reward: log R [k] of finished states.
+
+    Raises:
+        ValueError: the environment has trajectories longer than its `max_steps`.
     """
     frontier, total = env.initial(1), 1
     known, levels = [frontier], []
     while bool((~frontier.done).any()):
+        if len(levels) == env.max_steps:
+            raise ValueError(
+                f"{type(env).__name__} has unfinished states after its {env.max_steps} steps"
+            )
         going = (~frontier.done).nonzero().squeeze(1)
         row, action = legal_actions(env, frontier.rows(going))
         children = env.step(frontier.rows(going[row]), action)
