@@ -40,8 +40,8 @@ class SamplingSettings:
         replay_capacity: trajectories kept for replay.
         scalarization: weighted_sum, weighted_log_sum or tchebycheff.
         inverse_temperature: exponent of the scalarised reward: a number, or a distribution such
-            as uniform:1..32 or gamma:16..1, which the policy then sees; none takes the method's
-            default.
+            as uniform:1..32 or gamma:16..1, which the policy then sees; none takes the task's
+            or the method's default.
         concentration: Dirichlet parameter of the preferences; none takes the method's default.
     """
 

@@ -76,8 +76,10 @@ def prepare(config: RunConfig) -> Setup:
     try:
         method = get_method(config.method)
         task = make_task(config.task, config.rewards, config.options)
-        beta = config.sampling.inverse_temperature or method.defaults.get(
-            "inverse_temperature", "1"
+        beta = (
+            config.sampling.inverse_temperature
+            or task.inverse_temperature
+            or method.defaults.get("inverse_temperature", "1")
         )
         concentration = config.sampling.concentration
         if method.conditional and concentration is None:

@@ -76,7 +76,7 @@ def log_reward(
     rewards: Tensor,
     condition: Condition,
     scalarization: Callable[[Tensor, Tensor], Tensor] = weighted_sum,
-    lowest: float = -75.0,
+    lowest: float = -500.0,
 ) -> Tensor:
     """log R(x given c) = beta * log S_w(r(x)), clamped below at `lowest`, [n].
 

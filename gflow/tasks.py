@@ -38,6 +38,8 @@ class Task:
         kind: how objects are drawn and exported: "molecule" or "text".
         key: canonical key of an object.
         reference_point: where the hypervolume is measured from, one number per reward.
+        inverse_temperature: what suits the task's rewards, unless the user or the method says
+            otherwise.
     """
 
     env: Environment
@@ -46,6 +48,7 @@ class Task:
     kind: str = "text"
     key: Callable[[Any], str] = str
     reference_point: tuple[float, ...] = field(default=())
+    inverse_temperature: str | None = None
 
     def __post_init__(self) -> None:
         if not self.reference_point:
@@ -95,7 +98,7 @@ def molecules(
     rewards: str = "qed,sa",
     vocabulary: str | None = None,
     preset: str = "irreducible",
-    max_fragments: int = 7,
+    max_fragments: int = 5,
     min_fragments: int = 2,
 ) -> Task:
     """Drug-like molecules assembled from fragments.
@@ -128,7 +131,7 @@ def molecules(
             seed=seed,
         )
 
-    return Task(env, MoleculeOracle.parse(rewards), make_policy, kind="molecule")
+    return Task(env, MoleculeOracle.parse(rewards), make_policy, kind="molecule", inverse_temperature="96")
 
 
 @register

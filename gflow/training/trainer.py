@@ -31,7 +31,8 @@ class TrainerSettings:
 
     Attributes:
         learning_rate: Adam's rate for the policy.
-        log_z_learning_rate: Adam's rate for log Z, usually 10 to 100 times larger.
+        log_z_learning_rate: Adam's rate for the log Z parameter, usually 100 times larger; a
+            network for log Z(c) takes a tenth of it.
         weight_decay: decoupled weight decay of the policy's parameters.
         clip_norm: largest gradient norm; 0 does not clip.
         log_every: steps between two `on_log` events (and looks at the loss value).
@@ -237,16 +238,25 @@ class Trainer:
 
 def _optimizer(policy: nn.Module, settings: TrainerSettings) -> torch.optim.Optimizer:
     """AdamW with a rate of its own for log Z; fused, since small networks pay per kernel."""
-    log_z: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    rates = {
+        "log_z.network": 0.1 * settings.log_z_learning_rate,
+        "log_z": settings.log_z_learning_rate,
+        "": settings.learning_rate,
+    }
+    members: dict[str, list[nn.Parameter]] = {prefix: [] for prefix in rates}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            (log_z if name.startswith("log_z") else others).append(parameter)
+            members[next(prefix for prefix in rates if name.startswith(prefix))].append(parameter)
     groups = [
-        {"params": others, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": log_z, "lr": settings.log_z_learning_rate, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "lr": rates[prefix],
+            "weight_decay": 0.0 if prefix else settings.weight_decay,
+        }
+        for prefix, parameters in members.items()
+        if parameters
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+    return torch.optim.AdamW(groups, fused=True)
 
 
 @contextmanager
