@@ -21,21 +21,19 @@ def compiled(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and moocore() is not None
 
 
-def host_measure(n: int, m: int, memory_budget: int) -> Callable[[NDArray[np.float64]], float]:
-    """Hypervolume of costs [n, m] below the origin, by the compiled routine."""
+def host_measure(
+    n: int, origin: NDArray[np.float64], memory_budget: int
+) -> Callable[[NDArray[np.float64]], float]:
+    """Hypervolume of costs [n, m] below an origin [m], by the compiled routine."""
     library = moocore()
     assert library is not None
     if n == 0:
         return lambda costs: 0.0
-    indicator: Callable[[Any], float] = library.Hypervolume(ref=[0.0] * m)
-    if tile_cuts(n, m) == 1:
+    indicator: Callable[[Any], float] = library.Hypervolume(ref=origin)
+    if tile_cuts(n, len(origin)) == 1:
         return indicator
-
-    def by_tiles(costs: NDArray[np.float64]) -> float:
-        gains = torch.from_numpy(-costs)
-        return float(_tiles(gains, _host_base(indicator), memory_budget))
-
-    return by_tiles
+    base = _host_base(library.Hypervolume(ref=np.zeros(len(origin))))
+    return lambda costs: float(_tiles(torch.from_numpy(origin - costs), base, memory_budget))
 
 
 def _host_base(indicator: Callable[[Any], float]) -> Callable[[Tensor], Tensor]:
@@ -67,7 +65,7 @@ def measure(gains: Tensor, method: str, memory_budget: int) -> Tensor:
     """Hypervolume of gains [B, n, m] over the origin."""
     _, n, m = gains.shape
     if method != "slices" and compiled(gains):
-        routine = host_measure(n, m, memory_budget)
+        routine = host_measure(n, np.zeros(m), memory_budget)
         return gains.new_tensor([routine(front) for front in gains.neg().double().numpy()])
     if method == "slices" or tile_cuts(n, m) == 1:
         return volume(gains, memory_budget)

@@ -116,18 +116,22 @@ def _on_host(
 ) -> Tensor:
     """Each front through the compiled routine, after one conversion of the whole batch."""
     y, ref = oriented(points.detach(), maximize), oriented(reference.detach(), maximize)
-    costs: NDArray[np.float64] = np.subtract(ref.unsqueeze(-2).numpy(), y.numpy(), dtype=np.float64)
+    costs: NDArray[np.float64] = np.negative(y.numpy(), dtype=np.float64)
+    # Subtracting a reference point from rows of two or three numbers costs more than the sweep.
+    origin = -ref.double().numpy()
+    if ref.dim() > 1:
+        costs -= origin[..., None, :]
+        origin = np.zeros(ref.shape[-1])
     if mask is not None or not math.isfinite(costs.sum()):
         valid = validity(points, mask)
         check_finite(points, valid, "points")
-        costs[~valid.numpy()] = 0.0
-    n, m = costs.shape[-2:]
-    measure = host_measure(n, m, memory_budget)
-    fronts = costs.reshape(math.prod(costs.shape[:-2]), n, m)
+        costs[~valid.numpy()] = origin
+    measure = host_measure(costs.shape[-2], origin, memory_budget)
+    fronts = costs.reshape(math.prod(costs.shape[:-2]), *costs.shape[-2:])
     values = torch.tensor([measure(front) for front in fronts], dtype=points.dtype)
     values = values.view(points.shape[:-2])
     if not values.any():
-        _check_dominated(torch.from_numpy(-costs), validity(points, mask))
+        _check_dominated(torch.from_numpy(origin - costs), validity(points, mask))
     return values
 
 

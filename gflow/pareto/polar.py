@@ -19,6 +19,9 @@ from gflow.pareto._check import (
 )
 from gflow.pareto._closest import flat
 
+SEED = 0x9E3779B97F4A7C15
+"""An unlikely seed: with a common one, points drawn by the caller would be the directions."""
+
 
 class Estimate(NamedTuple):
     """An estimated value and its standard error, both [...]."""
@@ -76,7 +79,7 @@ def polar_hypervolume(
         zero = gains.sum((-2, -1))
         return Estimate(zero, zero.detach())
     if generator is None:
-        generator = torch.Generator(points.device).manual_seed(0)
+        generator = torch.Generator(points.device).manual_seed(SEED)
     shape = (n_directions, m)
     w = torch.randn(shape, generator=generator, dtype=points.dtype, device=points.device).abs()
     w = w / w.norm(dim=-1, keepdim=True)

@@ -20,6 +20,13 @@ def test_within_four_standard_errors(m):
     assert ((single.value - exact).abs() <= 4 * single.standard_error + 1e-5 * exact).all()
 
 
+def test_points_drawn_with_a_common_seed_are_not_the_directions():
+    for seed in range(3):
+        points = sphere_batch(300, 6, seed=seed)
+        value, error = polar_hypervolume(points, [0.0] * 6, n_directions=4000)
+        assert (value - hypervolume(points, [0.0] * 6)).abs() <= 4 * error
+
+
 def test_more_directions_are_closer():
     points = front("concave", 60, 3)
     few = polar_hypervolume(points, [0.0] * 3, n_directions=1000)
