@@ -26,7 +26,7 @@ class Memory:
 
 def test_each_distinct_object_is_scored_once() -> None:
     oracle = Zoo()
-    scores = OracleRunner(oracle, str.lower).evaluate(["ab", "AB", "abc", "ab"])
+    scores = OracleRunner(oracle, str.lower).evaluate(["ab", "AB", "abc", "AB"])
     assert oracle.calls == [["ab", "abc"]]
     assert scores.fresh == 2
     assert scores.keys == ["ab", "ab", "abc", "ab"]
@@ -81,10 +81,10 @@ def test_none_for_one_object_is_its_failure() -> None:
 def test_values_keep_double_precision_and_forgive_rounding_at_the_ends() -> None:
     class Rounded(Zoo):
         def __call__(self, objects: list[str]) -> list[list[float]]:  # type: ignore[override]
-            return [[20.000001, 0.1]]
+            return [[20.000001, 0.1], [1.0, -1e-7]]
 
-    scores = OracleRunner(Rounded(), str).evaluate(["x"])
-    assert scores.reasons == [None] and scores.rewards[0, 1].item() == 0.1
+    scores = OracleRunner(Rounded(), str).evaluate(["x", "y"])
+    assert scores.reasons == [None, None] and scores.rewards[0, 1].item() == 0.1
 
 
 def test_an_object_without_key_fails_alone() -> None:

@@ -156,6 +156,10 @@ def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path: Path) -> N
     text.write_text("chembl_id,smiles\n" * 100)
     cut = tmp_path / "cut.sqlite"
     cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    holed = tmp_path / "holed.sqlite"
+    content = bytearray(good.read_bytes())
+    content[8 * 4096 : 10 * 4096] = bytes(2 * 4096)
+    holed.write_bytes(content)
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as db:
         db.execute("CREATE TABLE wine (year)")
@@ -163,8 +167,12 @@ def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path: Path) -> N
     newer.write_bytes(good.read_bytes())
     with sqlite3.connect(newer) as db:
         db.execute("PRAGMA user_version=99")
-    cases = {text: "not a candidate store", cut: "damaged", other: "not a candidate store"}
-    for path, message in {**cases, newer: "schema version 99"}.items():
+    cases = {text: "not a candidate store", cut: "damaged", holed: "damaged"}
+    for path, message in {
+        **cases,
+        other: "not a candidate store",
+        newer: "schema version 99",
+    }.items():
         before = path.read_bytes()
         for rewards in (None, REWARDS):
             with pytest.raises(StoreError, match=f"{path.name}: .*{message}"):
