@@ -210,9 +210,8 @@ def _without(mol: Any, bonds: set[frozenset[int]]) -> Any:
         result.RemoveBond(one, other)
     for index, times in lost.items():
         atom = result.GetAtomWithIdx(index)
-        # All hydrogens become explicit: sulfur would otherwise take a lower valence.
+        # Explicit hydrogens: sulfur would otherwise take a lower valence.
         atom.SetNumExplicitHs(mol.GetAtomWithIdx(index).GetTotalNumHs() + times)
-        atom.SetNoImplicit(True)
         atom.SetIntProp("lost", times)
     Chem.SanitizeMol(result)
     return result.GetMol()

@@ -2,8 +2,10 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+from rdkit import Chem
 
 from gflow.envs.molecules import FragmentMolecules, Vocabulary
+from gflow.envs.molecules.chemistry import automorphisms
 from gflow.mdp import concat_states
 from tests.envs.molecule_walks import (
     ALL_PAIRS,
@@ -16,6 +18,10 @@ from tests.envs.molecule_walks import (
 
 # Piperazine has one carbon site only, so its two nitrogens are alike until the carbon is used.
 HALF_CLOSED = Vocabulary(("C1CNCCN1", "CC", "O"), ((0, 2, 5), (0, 0, 1), (0, 0)))
+# Two hydrogens on one atom of a ring, an N-H that breaks a symmetry, and a sulfur of valence 6.
+ODD = Vocabulary(
+    ("C1CCC1", "c1cn[nH]c1", "O=[SH2]=O", "C12CC(C1)C2"), ((0, 0, 1, 2), (0, 1, 3), (1, 1), (0, 2))
+)
 
 
 def all_sequences(env, size):
@@ -32,7 +38,11 @@ def all_sequences(env, size):
 
 @pytest.mark.parametrize(
     "vocabulary, pairs, size, sequences, molecules",
-    [(SYMMETRIC, ALL_PAIRS, 3, 22_729, 259), (HALF_CLOSED, None, 4, None, None)],
+    [
+        (SYMMETRIC, ALL_PAIRS, 3, 22_729, 259),
+        (HALF_CLOSED, None, 4, None, None),
+        (ODD, None, 3, None, None),
+    ],
 )
 def test_counts_agree_with_enumeration(vocabulary, pairs, size, sequences, molecules):
     env = FragmentMolecules(vocabulary, max_fragments=size, min_fragments=1, pairs=pairs)
@@ -53,6 +63,16 @@ def test_counts_agree_with_enumeration(vocabulary, pairs, size, sequences, molec
     torch.testing.assert_close(
         env.log_n_rooted_trees(states), expected[:, 1].log(), rtol=0, atol=1e-12
     )
+
+
+def test_automorphisms_keep_hydrogens_and_charges():
+    n_symmetries = {
+        "c1ccccc1": 12, "C1CCC1": 8, "c1cn[nH]c1": 1, "[O-]C=O": 1, "OC(=O)O": 2, "C[N+](C)C": 6,
+        "NC(=O)N": 2, "[13CH3]C": 1, "CC(C)(C)C": 24, "C1CNCCN1": 4,
+    }  # fmt: skip
+    for smiles, n in n_symmetries.items():
+        found = automorphisms(Chem.MolFromSmiles(smiles))
+        assert len(set(found)) == len(found) == n, smiles
 
 
 def test_counts_of_children_are_sums_over_parents():
