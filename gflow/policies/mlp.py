@@ -23,6 +23,7 @@ class MLPPolicy(nn.Module):
         backward: "learned" (own head), "uniform" over parents, "paths" (exact path counts), or
             "tree" (every state has one parent).
         flow: add a head for log F(s).
+        energy: add a head for the learned log-reward of each transition.
         seed: seeds the initial weights.
 
     Raises:
@@ -36,6 +37,7 @@ class MLPPolicy(nn.Module):
         condition_size: int = 0,
         backward: BackwardKind = "uniform",
         flow: bool = False,
+        energy: bool = False,
         seed: int = 0,
     ):
         super().__init__()
@@ -54,7 +56,9 @@ class MLPPolicy(nn.Module):
             if flow:
                 self.flow_head = nn.Linear(sizes[-1], 1)
             self.log_z = LogZ(condition_size)
-        self.flow = flow
+            if energy:
+                self.energy_head = nn.Linear(sizes[-1], env.action_sizes[0])
+        self.flow, self.energy = flow, energy
         self.conditional = condition_size > 0
 
     def forward(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
@@ -63,7 +67,7 @@ class MLPPolicy(nn.Module):
         if self.conditional:
             x = torch.cat([x, condition.encoding.to(x.dtype)], -1)
         h = self.trunk(x)
-        forward = backward = flow = None
+        forward = backward = flow = energy = None
         if "log_pf" in needs:
             forward = Categorical(self.forward_head(h), self.env.forward_mask(states))
         if "log_pb" in needs:
@@ -73,4 +77,6 @@ class MLPPolicy(nn.Module):
                 backward = fixed_backward_kernel(self.env, states, self.backward, h.dtype)
         if "log_flow" in needs and self.flow:
             flow = self.flow_head(h).squeeze(-1)
-        return Heads(forward, backward, flow)
+        if "energy" in needs and self.energy:
+            energy = self.energy_head(h)
+        return Heads(forward, backward, flow, energy)
