@@ -30,8 +30,8 @@ _SCHEMA = 1
 _BUSY_SECONDS = 60.0
 
 _TABLES = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE candidates (
+CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS candidates (
     key TEXT PRIMARY KEY,
     object TEXT NOT NULL,
     is_text INTEGER NOT NULL,
@@ -49,7 +49,7 @@ CREATE TABLE candidates (
     last_seen REAL NOT NULL,
     count INTEGER NOT NULL
 );
-CREATE INDEX candidates_by_call ON candidates (oracle_call);
+CREATE INDEX IF NOT EXISTS candidates_by_call ON candidates (oracle_call);
 """
 
 # How an object was first met stays; what the oracle said is replaced when it was asked anew.
@@ -184,9 +184,10 @@ class CandidateStore:
         about = {"rewards": meanings, "oracle_version": oracle_version}
         self._db.execute("PRAGMA journal_mode=WAL")
         with self._transaction():
+            # Another process may have been faster; what it wrote stays.
             for statement in _TABLES.split(";"):
                 self._db.execute(statement)
-            self._db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+            self._db.executemany("INSERT OR IGNORE INTO about VALUES (?, ?)", about.items())
             self._db.execute(f"PRAGMA application_id={_APPLICATION}")
             self._db.execute(f"PRAGMA user_version={_SCHEMA}")
 
@@ -222,26 +223,19 @@ class CandidateStore:
             How many objects the store had not met before.
         """
         n = len(objects)
-        known = self.lookup(keys) if rewards is not None else {}
         outcomes = self._outcomes(n, rewards, reasons)
-        calls = self.oracle_calls
-        numbers: dict[str, int] = {}
-        if rewards is not None:
-            for key in keys:
-                if key not in known and key not in numbers:
-                    numbers[key] = calls + len(numbers) + 1
         preferences = _column(n, preference)
         columns = [_column(n, value) for value in (inverse_temperature, log_reward, log_pf)]
         now = time.time()
         rows = []
         for i, key in enumerate(keys):
-            row = {"key": key, "object": as_text(objects[i]), "source": source, "step": step}
+            row: dict[str, Any] = {"key": key, "object": as_text(objects[i])}
+            row |= {"source": source, "step": step}
             # Strings are kept as they are: escaped SMILES would be no joy to read or query.
             row["is_text"] = isinstance(objects[i], str)
             row |= {"now": now, "preference": preferences[i] and json.dumps(preferences[i])}
             row |= zip(_FLOATS, (column[i] for column in columns), strict=True)
             row["rewards"], row["reason"] = outcomes[i]
-            row["oracle_call"] = numbers.get(key)
             row["oracle_version"] = self.oracle_version if rewards is not None else None
             rows.append(row)
         with self._transaction():
@@ -249,6 +243,9 @@ class CandidateStore:
                 "SELECT count(*) FROM candidates WHERE key IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(keys)),),
             ).fetchone()
+            numbers = {} if rewards is None else self._number(keys)
+            # Only the first of equal rows was an oracle call.
+            rows = [row | {"oracle_call": numbers.pop(row["key"], None)} for row in rows]
             self._db.executemany(_UPSERT, rows)
         return len(set(keys)) - int(met)
 
@@ -328,6 +325,13 @@ class CandidateStore:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+    def _number(self, keys: Sequence[str]) -> dict[str, int]:
+        """Running numbers of the oracle calls that this batch took."""
+        known = self.lookup(keys)
+        fresh = dict.fromkeys(key for key in keys if key not in known)
+        calls = self.oracle_calls
+        return {key: calls + place for place, key in enumerate(fresh, 1)}
 
     def _outcomes(
         self, n: int, rewards: Tensor | None, reasons: Sequence[str | None] | None

@@ -147,6 +147,45 @@ def test_kill_9_leaves_every_finished_batch(tmp_path: Path) -> None:
         assert fill(store, ["more"], [[0.1, 0.2]]) == 1
 
 
+CROWD = """
+import sys, torch
+from gflow.mdp import Reward
+from gflow.store import CandidateStore
+print("ready", flush=True)
+sys.stdin.readline()
+with CandidateStore(sys.argv[1], [Reward("qed"), Reward("sa")]) as store:
+    for batch in range(20):
+        names = ["shared", *(f"{sys.argv[2]}-{batch}-{i}" for i in range(4))]
+        store.add(names, names, torch.full((5, 2), 0.5))
+"""
+
+
+def test_several_processes_may_create_and_fill_one_store(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    crowd = [
+        subprocess.Popen(
+            [sys.executable, "-c", CROWD, str(path), str(i)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(3)
+    ]
+    for process in crowd:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in crowd:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in crowd:
+        process.communicate()
+        assert process.returncode == 0
+    with CandidateStore(path) as store:
+        found = store.candidates()
+        assert [candidate.oracle_call for candidate in found] == list(range(1, 242))
+        assert {c.key: c.count for c in found}["shared"] == 60
+
+
 def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path: Path) -> None:
     good = tmp_path / "good.sqlite"
     with CandidateStore(good, REWARDS) as store:
