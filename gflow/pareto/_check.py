@@ -6,24 +6,29 @@ import functools
 import importlib
 import math
 from collections.abc import Sequence
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Maximize = bool | Sequence[bool]
 
-MEMORY_BUDGET = 256 * 2**20
+MEMORY_BUDGET = 512 * 2**20
 """Bytes that the temporary tensors of one call may take, unless the caller says otherwise."""
 
 
 @functools.cache
-def moocore() -> ModuleType | None:
+def moocore() -> Any:
     """The compiled library for single fronts on the CPU, or None where it is not installed."""
     try:
         return importlib.import_module("moocore")
     except ImportError:
         return None
+
+
+def compiled(tensor: Tensor) -> bool:
+    """Whether the compiled library can serve this tensor."""
+    return tensor.device.type == "cpu" and moocore() is not None
 
 
 def check_points(points: Tensor, name: str = "points") -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gflow.pareto._check import moocore
+from gflow.pareto._check import compiled, moocore
 
 STRIDE = 8
 """Among many rivals every 8th is enough for a first corner."""
@@ -81,6 +81,8 @@ def exclusive(
     """
     if rivals.shape[-1] == 0:
         return points.prod(0)
+    if len(points) > 2 and compiled(points):
+        return _exclusive(points, rivals, point_keys, rival_keys, earlier, memory_budget)
     first = rivals[0].argsort(dim=-1, descending=True)
     ordered = rivals.gather(-1, first.expand_as(rivals))
     keys = rival_keys.gather(-1, first)
@@ -95,7 +97,7 @@ def _exclusive(
     earlier: bool,
     memory_budget: int,
 ) -> Tensor:
-    """The same for rivals with the first column in descending order, a block at a time."""
+    """The same, a block at a time; tensor code needs the first column in descending order."""
     m, batch, k = points.shape
     n = rivals.shape[-1]
     result = points.new_zeros(batch * k)
@@ -134,7 +136,7 @@ def _exclusive_block(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -
     if len(rows) == 0:
         return box
     counts = rows.bincount(minlength=len(box))
-    if p.device.type == "cpu" and moocore() is not None:
+    if compiled(p):
         return box - _volumes_on_host(inside, counts)
     return box - _volume(_padded(inside, rows, counts), memory_budget)
 
@@ -182,7 +184,6 @@ def _padded(values: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
 def _volumes_on_host(inside: Tensor, counts: Tensor) -> Tensor:
     """Hypervolumes of ragged sets [m, total], cut by their counts, by the compiled routine."""
     library = moocore()
-    assert library is not None
     indicator = library.Hypervolume(ref=[0.0] * len(inside))
     costs = (-inside).T.contiguous().double().numpy()
     volumes, start = [], 0

@@ -10,15 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gflow.pareto._check import moocore
+from gflow.pareto._check import compiled, moocore
 from gflow.pareto._exclusive import axis_order, exclusive, volume
 from gflow.pareto.dominance import non_dominated
 from gflow.pareto.tiles import tile_cuts, tiled_volume
-
-
-def compiled(tensor: Tensor) -> bool:
-    """Whether the compiled routine can serve this tensor."""
-    return tensor.device.type == "cpu" and moocore() is not None
 
 
 def host_measure(
@@ -26,7 +21,6 @@ def host_measure(
 ) -> Callable[[NDArray[np.float64]], float]:
     """Hypervolume of costs [n, m] below an origin [m], by the compiled routine."""
     library = moocore()
-    assert library is not None
     if n == 0:
         return lambda costs: 0.0
     indicator: Callable[[Any], float] = library.Hypervolume(ref=origin)

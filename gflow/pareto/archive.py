@@ -28,8 +28,6 @@ Truncation = Literal["crowding", "contribution"]
 
 ROUNDS = 2
 """Rounds in which a surplus is dropped."""
-LEADERS = 256
-"""Kept points that every new point is compared with first."""
 
 
 class ParetoArchive:
@@ -205,15 +203,13 @@ class ParetoArchive:
         # A NaN covers nothing.
         rivals = old.masked_fill(~kept.unsqueeze(-1), torch.nan)
         entered = non_dominated(new, valid, deduplicate=True, memory_budget=budget)
-        if old.shape[1] > 4 * LEADERS:
-            # The rows that dominate most settle the fate of many new points.
-            reach = self._above(old, kept).prod(-1)
-            leaders = _rows(rivals, reach.topk(LEADERS).indices)
-            entered = entered & ~covered(new, leaders, budget)
         index = _marked(entered)
-        inside = entered.gather(1, index) & ~covered(_rows(new, index), rivals, budget)
-        entered = torch.zeros_like(entered).scatter_(1, index, inside)
-        index = _marked(entered)
+        # A few of the kept points settle the fate of most new ones.
+        for step in (32, 4, 1):
+            rows = _rows(new, index)
+            inside = entered.gather(1, index) & ~covered(rows, rivals[:, ::step], budget)
+            entered = torch.zeros_like(entered).scatter_(1, index, inside)
+            index = _marked(entered)
         chosen = _rows(new, index).masked_fill(~entered.gather(1, index).unsqueeze(-1), torch.nan)
         return entered, kept & ~covered(old, chosen, budget)
 

@@ -11,7 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gflow.pareto._check import MEMORY_BUDGET, Maximize, check_finite, moocore, read_points
+from gflow.pareto._check import (
+    MEMORY_BUDGET,
+    Maximize,
+    check_finite,
+    compiled,
+    moocore,
+    read_points,
+)
 from gflow.pareto._closest import flat
 
 FloatArray = NDArray[np.float64]
@@ -46,9 +53,8 @@ def non_dominated(
         ValueError: wrong shapes or devices.
     """
     y, valid = read_points(points, mask, maximize)
-    library = moocore()
-    if y.device.type == "cpu" and library is not None:
-        judge = functools.partial(library.is_nondominated, keep_weakly=not deduplicate)
+    if compiled(y):
+        judge = functools.partial(moocore().is_nondominated, keep_weakly=not deduplicate)
         return _on_host(y, valid, judge, torch.zeros_like(valid))
     return _filter_by_pairs(y, valid, deduplicate, memory_budget)
 
@@ -119,9 +125,8 @@ def non_dominated_rank(
     y, remaining = read_points(points, mask, maximize)
     n = y.shape[-2]
     ranks = torch.full(remaining.shape, n, dtype=torch.long, device=y.device)
-    library = moocore()
-    if y.device.type == "cpu" and library is not None:
-        return _on_host(y, remaining, library.pareto_rank, ranks)
+    if compiled(y):
+        return _on_host(y, remaining, moocore().pareto_rank, ranks)
     rank = 0
     while bool(remaining.any()):
         front = non_dominated(y, remaining, memory_budget=memory_budget)

@@ -17,12 +17,13 @@ from gflow.pareto._check import (
     check_finite,
     check_points,
     check_same,
+    compiled,
     oriented,
     read_reference,
     validity,
 )
 from gflow.pareto._closest import flat
-from gflow.pareto._measure import Improvement, Volume, compiled, contributions, host_measure
+from gflow.pareto._measure import Improvement, Volume, contributions, host_measure
 from gflow.pareto.dominance import non_dominated
 from gflow.pareto.polar import polar_hypervolume
 

@@ -14,7 +14,7 @@ from .fronts import KINDS, front, sphere_batch
 def route(request, monkeypatch):
     """Both roads: the compiled filter, and the tensor code that serves other devices."""
     if request.param == "tensor":
-        monkeypatch.setattr("gflow.pareto.dominance.moocore", lambda: None)
+        monkeypatch.setattr("gflow.pareto._check.moocore", lambda: None)
     return request.param
 
 
