@@ -154,7 +154,7 @@ from gflow.store import CandidateStore
 print("ready", flush=True)
 sys.stdin.readline()
 with CandidateStore(sys.argv[1], [Reward("qed"), Reward("sa")]) as store:
-    for batch in range(20):
+    for batch in range(8):
         names = ["shared", *(f"{sys.argv[2]}-{batch}-{i}" for i in range(4))]
         store.add(names, names, torch.full((5, 2), 0.5))
 """
@@ -169,7 +169,7 @@ def test_several_processes_may_create_and_fill_one_store(tmp_path: Path) -> None
             stdout=subprocess.PIPE,
             text=True,
         )
-        for i in range(3)
+        for i in range(2)
     ]
     for process in crowd:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -182,8 +182,8 @@ def test_several_processes_may_create_and_fill_one_store(tmp_path: Path) -> None
         assert process.returncode == 0
     with CandidateStore(path) as store:
         found = store.candidates()
-        assert [candidate.oracle_call for candidate in found] == list(range(1, 242))
-        assert {c.key: c.count for c in found}["shared"] == 60
+        assert [candidate.oracle_call for candidate in found] == list(range(1, 66))
+        assert {c.key: c.count for c in found}["shared"] == 16
 
 
 def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path: Path) -> None:
