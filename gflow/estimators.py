@@ -131,7 +131,8 @@ def exact_flows(env: Environment, log_reward: Callable[[States], Tensor]) -> Flo
         ValueError: the environment has trajectories longer than its `max_steps`.
     """
     frontier, total = env.initial(1), 1
-    known, levels = [frontier], []
+    known = [frontier]
+    levels: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while bool((~frontier.done).any()):
         if len(levels) == env.max_steps:
             raise ValueError(
