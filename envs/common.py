@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gflow.mdp import States
+from gflow.mdp import Environment, States
 
 MAX_ENUMERABLE = 1_000_000
 """Spaces with more terminal states than this do not call themselves enumerable."""
+
+
+def uniform_states(n: int, width: int, value: int, device: torch.device | str) -> States:
+    """`n` initial states, rows of `width` places that all hold `value`."""
+    zeros = torch.zeros(n, dtype=torch.int64, device=device)
+    data = torch.full((n, width), value, dtype=torch.int64, device=device)
+    return States(data, zeros, zeros.bool())
 
 
 def multi_hot(index: Tensor, size: int) -> Tensor:
@@ -47,3 +54,13 @@ def undo_mask(removals: Tensor, states: States, has_stop: bool) -> Tensor:
         return with_last(removals, ~here)
     here = here.unsqueeze(1)
     return torch.cat([removals & here, ~here], 1)
+
+
+def require_enumerable(env: Environment, what: str) -> None:
+    """Refuse to list the terminal states of a space that is too large.
+
+    Raises:
+        NotImplementedError: the environment is not enumerable.
+    """
+    if not env.enumerable:
+        raise NotImplementedError(f"{what} are too many to enumerate")

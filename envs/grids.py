@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gflow.envs.common import MAX_ENUMERABLE, all_digits, finished, multi_hot, undo_mask
+from gflow.envs.common import (
+    MAX_ENUMERABLE,
+    all_digits,
+    finished,
+    multi_hot,
+    require_enumerable,
+    undo_mask,
+    uniform_states,
+)
 from gflow.envs.grid_rewards import CornerReward, GridObjectives, corner_reward
 from gflow.mdp import Environment, States
 
@@ -43,9 +51,7 @@ class HyperGrid(Environment):
 
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
         """`n` walkers at the origin."""
-        zeros = torch.zeros(n, dtype=torch.int64, device=device)
-        data = torch.zeros(n, self.dim, dtype=torch.int64, device=device)
-        return States(data, zeros, zeros.bool())
+        return uniform_states(n, self.dim, 0, device)
 
     def step(self, states: States, actions: Tensor) -> States:
         """Raise one coordinate, or stop."""
@@ -118,6 +124,7 @@ class HyperGrid(Environment):
 
     def all_terminal_states(self) -> States:
         """All points that can be reached, last coordinate fastest."""
+        require_enumerable(self, f"{self.side} values of {self.dim} coordinates")
         data = all_digits(self.side, self.dim)
         if self.stop_at_border:
             data = data[(data == self.side - 1).sum(-1) <= 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,10 +11,11 @@ from torch import Tensor
 
 from gflow.envs.common import (
     MAX_ENUMERABLE,
-    all_digits,
     finished,
+    require_enumerable,
     undo_mask,
     undoable,
+    uniform_states,
     with_last,
 )
 from gflow.mdp import Environment, States
@@ -44,13 +47,12 @@ class Sets(Environment):
         self.n_backward_actions = n_items + stop
         self.max_steps = size + stop
         self.observation_size = n_items
-        self.enumerable = 2**n_items <= MAX_ENUMERABLE
+        n_states = sum(math.comb(n_items, k) for k in range(size + 1))
+        self.enumerable = n_states <= MAX_ENUMERABLE
 
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
         """`n` empty sets."""
-        zeros = torch.zeros(n, dtype=torch.int64, device=device)
-        data = torch.zeros(n, self.n_items, dtype=torch.int64, device=device)
-        return States(data, zeros, zeros.bool())
+        return uniform_states(n, self.n_items, 0, device)
 
     def step(self, states: States, actions: Tensor) -> States:
         """Add an item, or stop."""
@@ -114,12 +116,14 @@ class Sets(Environment):
         return torch.lgamma(states.data.sum(-1).double() + 1)
 
     def all_terminal_states(self) -> States:
-        """Every finished set once."""
-        if not self.enumerable:
-            raise NotImplementedError(f"{self.n_items} items have too many subsets to enumerate")
-        data = all_digits(2, self.n_items)
-        sizes = data.sum(1)
-        return self._finished(data[sizes <= self.size if self.has_stop else sizes == self.size])
+        """Every finished set once, smaller ones first."""
+        require_enumerable(self, f"sets of up to {self.size} of {self.n_items} items")
+        parts = []
+        for size in range(0 if self.has_stop else self.size, self.size + 1):
+            items = torch.tensor(list(itertools.combinations(range(self.n_items), size)))
+            empty = torch.zeros(len(items), self.n_items, dtype=torch.int64)
+            parts.append(empty.scatter(1, items.long(), 1))
+        return self._finished(torch.cat(parts))
 
     def _finished(self, data: Tensor) -> States:
         return finished(data, data.sum(1) + self.has_stop)

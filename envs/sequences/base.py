@@ -14,8 +14,10 @@ from gflow.envs.common import (
     all_digits,
     finished,
     multi_hot,
+    require_enumerable,
     undo_mask,
     undoable,
+    uniform_states,
     with_last,
 )
 from gflow.mdp import Environment, States
@@ -53,9 +55,7 @@ class TokenRows(Environment):
 
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
         """`n` empty rows."""
-        zeros = torch.zeros(n, dtype=torch.int64, device=device)
-        data = torch.full((n, self.length), EMPTY, dtype=torch.int64, device=device)
-        return States(data, zeros, zeros.bool())
+        return uniform_states(n, self.length, EMPTY, device)
 
     def indices(self, states: States) -> Tensor:
         """Where `observe` has its ones, [n, length]; a place's first feature marks it empty."""
@@ -198,10 +198,7 @@ class Sequences(TokenRows):
 
     def all_terminal_states(self) -> States:
         """Every sequence of an allowed length, shorter ones first."""
-        if not self.enumerable:
-            raise NotImplementedError(
-                f"{self.n_symbols} symbols at up to {self.length} places are too many to enumerate"
-            )
+        require_enumerable(self, f"{self.n_symbols} symbols at up to {self.length} places")
         parts = [
             torch.nn.functional.pad(
                 all_digits(self.n_symbols, length), (0, self.length - length), value=EMPTY

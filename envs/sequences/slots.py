@@ -12,9 +12,9 @@ from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
     finished,
+    require_enumerable,
     undo_mask,
     undoable,
-    with_last,
 )
 from gflow.envs.sequences.base import EMPTY, TokenRows
 from gflow.mdp import States
@@ -67,7 +67,9 @@ class Slots(TokenRows):
         """Empty slots with every symbol; stop once all are filled."""
         moves = (states.data == EMPTY).repeat(1, self.n_symbols)
         if not self.has_stop:
-            return with_last(moves, states.done)
+            # A finished row has no empty slot.
+            moves[:, -1] |= states.done
+            return moves
         return torch.cat([moves, (states.step >= self.length).unsqueeze(1)], 1)
 
     def backward_mask(self, states: States) -> Tensor:
@@ -101,10 +103,7 @@ class Slots(TokenRows):
 
     def all_terminal_states(self) -> States:
         """Every full row, the last slot fastest."""
-        if not self.enumerable:
-            raise NotImplementedError(
-                f"{self.n_symbols} symbols in {self.length} slots are too many to enumerate"
-            )
+        require_enumerable(self, f"{self.n_symbols} symbols in {self.length} slots")
         return self._finished(all_digits(self.n_symbols, self.length))
 
     def _finished(self, data: Tensor) -> States:

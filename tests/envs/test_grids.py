@@ -217,4 +217,7 @@ def test_bad_settings(border_grid):
         GridObjectives(["branin", "branin"])
     with pytest.raises(ValueError, match="2 dimensions, not 3"):
         GridObjectives()(HyperGrid(3, 32).initial(1))
-    assert not HyperGrid(8, 8).enumerable
+    large = HyperGrid(8, 8)
+    assert not large.enumerable
+    with pytest.raises(NotImplementedError, match="8 coordinates are too many"):
+        large.all_terminal_states()

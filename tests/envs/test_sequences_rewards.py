@@ -3,6 +3,8 @@
 import itertools
 import random
 import re
+import subprocess
+import sys
 
 import moocore
 import numpy as np
@@ -188,6 +190,16 @@ class TestBlocks:
         values = oracle(states)
         assert float(values.max()) == 1.0 and float(values.min()) == oracle.rewards[0].low > 0
         assert float(oracle(env.encode(["00000"]))) == pytest.approx(8.5926 / 17.374775, abs=1e-6)
+
+
+def test_environments_import_without_table_readers():
+    code = (
+        "import sys, gflow.envs.nas.oracle, gflow.envs.sequences.measured, gflow.envs.grids, "
+        "gflow.envs.sets, gflow.envs.sequences.bits, gflow.envs.sequences.ngrams; "
+        "print(*{'pyarrow', 'pandas', 'scipy', 'rdkit'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 class TestBadTables:
