@@ -157,22 +157,7 @@ def igd(
     IGD(A, P) = (mean_p min_a ||a - p||^power)^(1 / power). Lower is better; infinite for an empty
     set. The direction of the objectives does not matter.
 
-    Args:
-        points: [..., n, m], float32 or float64.
-        reference: [p, m], or [..., p, m] with the leading shape of the points.
-        mask: [..., n] bool.
-        reference_mask: bool, the shape of the reference without m.
-        maximize: one flag, or one for each objective.
-        power: the exponent of the mean.
-        memory_budget: bytes for temporary tensors.
-
-    Returns:
-        [...].
-
-    Raises:
-        TypeError: integer or half precision points, or two dtypes.
-        ValueError: wrong shapes or devices, infinite coordinates, an empty reference, or a
-            power that is not positive.
+    Arguments, shapes and errors as in `gd`.
 
     Source: Coello Coello, Reyes Sierra, "A study of the parallelization of a coevolutionary
     multi-objective evolutionary algorithm", 2004.
@@ -196,22 +181,7 @@ def gd_plus(
     GD+(A, P) = (mean_a min_p ||max(p - a, 0)||^power)^(1 / power), maximising. Zero if and only
     if every point weakly dominates some reference point; infinite for an empty set.
 
-    Args:
-        points: [..., n, m], float32 or float64.
-        reference: [p, m], or [..., p, m] with the leading shape of the points.
-        mask: [..., n] bool.
-        reference_mask: bool, the shape of the reference without m.
-        maximize: one flag, or one for each objective.
-        power: the exponent of the mean.
-        memory_budget: bytes for temporary tensors.
-
-    Returns:
-        [...].
-
-    Raises:
-        TypeError: integer or half precision points, or two dtypes.
-        ValueError: wrong shapes or devices, infinite coordinates, an empty reference, or a
-            power that is not positive.
+    Arguments, shapes and errors as in `gd`.
 
     Source: Ishibuchi et al., "Modified distance calculation in generational distance and inverted
     generational distance", 2015.
@@ -236,22 +206,7 @@ def igd_plus(
     compliant: zero if and only if every reference point is weakly dominated; infinite for an
     empty set.
 
-    Args:
-        points: [..., n, m], float32 or float64.
-        reference: [p, m], or [..., p, m] with the leading shape of the points.
-        mask: [..., n] bool.
-        reference_mask: bool, the shape of the reference without m.
-        maximize: one flag, or one for each objective.
-        power: the exponent of the mean.
-        memory_budget: bytes for temporary tensors.
-
-    Returns:
-        [...].
-
-    Raises:
-        TypeError: integer or half precision points, or two dtypes.
-        ValueError: wrong shapes or devices, infinite coordinates, an empty reference, or a
-            power that is not positive.
+    Arguments, shapes and errors as in `gd`.
 
     Source: Ishibuchi et al., "Modified distance calculation in generational distance and inverted
     generational distance", 2015.
@@ -276,23 +231,7 @@ def averaged_hausdorff(
     d_H(A, P) = max(GD(A, P), IGD(A, P)); with `plus`, max(GD+, IGD+) as the order-preserving
     GFlowNets report it.
 
-    Args:
-        points: [..., n, m], float32 or float64.
-        reference: [p, m], or [..., p, m] with the leading shape of the points.
-        mask: [..., n] bool.
-        reference_mask: bool, the shape of the reference without m.
-        maximize: one flag, or one for each objective.
-        power: the exponent of the mean.
-        plus: count only what the points lack.
-        memory_budget: bytes for temporary tensors.
-
-    Returns:
-        [...].
-
-    Raises:
-        TypeError: integer or half precision points, or two dtypes.
-        ValueError: wrong shapes or devices, infinite coordinates, an empty reference, or a
-            power that is not positive.
+    Arguments, shapes and errors as in `gd`; `plus` counts only what the points lack.
 
     Source: Schutze et al., "Using the averaged Hausdorff distance as a performance measure", 2012;
     with plus: arXiv 2310.00386.
@@ -319,20 +258,7 @@ def epsilon_additive(
     eps(A, P) = max_p min_a max_j (p_j - a_j), maximising. Lower is better, negative where the
     points are ahead; infinite for an empty set.
 
-    Args:
-        points: [..., n, m], float32 or float64.
-        reference: [p, m], or [..., p, m] with the leading shape of the points.
-        mask: [..., n] bool.
-        reference_mask: bool, the shape of the reference without m.
-        maximize: one flag, or one for each objective.
-        memory_budget: bytes for temporary tensors.
-
-    Returns:
-        [...].
-
-    Raises:
-        TypeError: integer or half precision points, or two dtypes.
-        ValueError: wrong shapes or devices, infinite coordinates, or an empty reference.
+    Arguments, shapes and errors as in `gd`, without `power`.
 
     Source: Zitzler et al., "Performance assessment of multiobjective optimizers", 2003.
     """
@@ -355,21 +281,8 @@ def epsilon_multiplicative(
     eps(A, P) = max_p min_a max_j p_j / a_j, maximising; a_j / p_j for a minimised objective.
     Lower is better, below 1 where the points are ahead; infinite for an empty set.
 
-    Args:
-        points: [..., n, m], float32 or float64.
-        reference: [p, m], or [..., p, m] with the leading shape of the points.
-        mask: [..., n] bool.
-        reference_mask: bool, the shape of the reference without m.
-        maximize: one flag, or one for each objective.
-        memory_budget: bytes for temporary tensors.
-
-    Returns:
-        [...].
-
-    Raises:
-        TypeError: integer or half precision points, or two dtypes.
-        ValueError: wrong shapes or devices, infinite coordinates, coordinates that are not
-            positive, or an empty reference.
+    Arguments, shapes and errors as in `gd`, without `power`; coordinates must be
+    positive.
 
     Source: Zitzler et al., "Performance assessment of multiobjective optimizers", 2003.
     """
