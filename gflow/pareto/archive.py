@@ -26,8 +26,8 @@ from gflow.pareto.dominance import covered, crowding, non_dominated, sorted_axes
 
 Truncation = Literal["crowding", "contribution"]
 
-ROUNDS = 2
-"""Rounds in which a surplus is dropped."""
+ROUND_ROWS = 8192
+"""Rows that the rounds of one truncation may score: small archives drop their points singly."""
 
 
 class ParetoArchive:
@@ -35,9 +35,10 @@ class ParetoArchive:
 
     Points that do not exceed the reference point are kept while they are non-dominated: they
     belong to the front and add no hypervolume. Of several equal points the first stays. When
-    the front outgrows the capacity, the points in the most crowded places go, in a few rounds so
-    that a dense spot is thinned and not emptied: that costs a sort, keeps the ends of the front
-    and does not depend on the reference point. `truncate="contribution"` drops the smallest
+    the front outgrows the capacity, the points in the most crowded places go, one by one in a
+    small archive and in two rounds in a large one, so that a dense spot is thinned and not
+    emptied: that costs one sort, keeps the ends of the front and does not depend on the reference
+    point. `truncate="contribution"` drops the smallest
     hypervolume contributions instead, which keeps more hypervolume and costs a contribution of
     every point at each insertion.
 
@@ -239,7 +240,8 @@ class ParetoArchive:
 
     def _truncated(self, y: Tensor, keep: Tensor, surplus: Tensor) -> Tensor:
         axes = sorted_axes(y)
-        for left in range(ROUNDS, 0, -1):
+        rounds = min(int(surplus.max()), max(2, ROUND_ROWS // keep.shape[-1]))
+        for left in range(rounds, 0, -1):
             drop = (surplus + left - 1) // left
             if self.truncate == "crowding":
                 scores = crowding(*axes, keep)

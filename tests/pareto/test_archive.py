@@ -116,6 +116,17 @@ def test_crowding_keeps_the_ends_and_thins_the_dense_part():
     assert (kept > 0.15).sum() >= 7
 
 
+def test_a_small_archive_drops_points_singly():
+    """Of each pair of near-copies one stays, which a single round would not manage."""
+    x = torch.linspace(0, 1, 8, dtype=F64)
+    x = torch.cat([x, x[1:-1] + 1e-3])
+    for truncate in ("crowding", "contribution"):
+        archive = ParetoArchive(8, [-1.0, -1.0], truncate=truncate, dtype=F64)
+        archive.add(torch.stack([x, 1 - x], -1))
+        kept = archive.points[archive.mask][:, 0].sort().values
+        torch.testing.assert_close(kept, torch.linspace(0, 1, 8, dtype=F64), atol=2e-3, rtol=0)
+
+
 def test_contribution_drops_the_least_contributor():
     points = front("concave", 12, 3)
     least = hypervolume_contributions(points, [0.0] * 3).argmin().item()
