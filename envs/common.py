@@ -18,9 +18,10 @@ def uniform_states(n: int, width: int, value: int, device: torch.device | str) -
     return States(data, zeros, zeros.bool())
 
 
-def multi_hot(index: Tensor, size: int) -> Tensor:
-    """Zeros [n, size] with a one at every `index` [n, F]."""
-    return torch.zeros(index.shape[0], size, device=index.device).scatter_(1, index, 1.0)
+def one_hot(numbers: Tensor, size: int) -> Tensor:
+    """One-hot codes of `numbers` [n, F] below `size`, side by side: [n, F * size] float."""
+    # A lookup of unit vectors costs less than `torch.nn.functional.one_hot` and its checks.
+    return torch.nn.functional.embedding(numbers, torch.eye(size, device=numbers.device)).flatten(1)
 
 
 def all_digits(base: int, length: int) -> Tensor:

@@ -11,7 +11,7 @@ from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
     finished,
-    multi_hot,
+    one_hot,
     require_enumerable,
     undo_mask,
     uniform_states,
@@ -91,7 +91,7 @@ class HyperGrid(Environment):
 
     def observe(self, states: States) -> Tensor:
         """One-hot coordinates, [n, dim * side]."""
-        return multi_hot(self.indices(states), self.observation_size)
+        return one_hot(states.data, self.side)
 
     def decode(self, states: States) -> list[tuple[int, ...]]:
         """Coordinates as tuples."""

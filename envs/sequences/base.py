@@ -13,7 +13,7 @@ from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
     finished,
-    multi_hot,
+    one_hot,
     require_enumerable,
     undo_mask,
     undoable,
@@ -64,7 +64,7 @@ class TokenRows(Environment):
 
     def observe(self, states: States) -> Tensor:
         """One-hot places, [n, length * (V + 1)]."""
-        return multi_hot(self.indices(states), self.observation_size)
+        return one_hot(states.data + 1, self.n_symbols + 1)
 
     def decode(self, states: States) -> list[Any]:
         """Strings, or tuples of symbols."""
