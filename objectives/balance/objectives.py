@@ -87,15 +87,68 @@ class VarGrad(BalanceObjective):
         return Loss(self.g(residual).mean(), metrics, batch.n)
 
 
+def _potential_loss(value: Tensor, phi_0: Tensor, residual: Tensor, count: Tensor | int) -> Loss:
+    metrics = {
+        "log_z": phi_0.detach().mean(),
+        "residual": residual.detach().abs().sum() / count,
+    }
+    return Loss(value, metrics, count)
+
+
 @dataclass(frozen=True)
-class PotentialObjective(BalanceObjective):
-    """Balance objectives on differences of potentials.
+class TrajectoryBalance(BalanceObjective):
+    """One residual per complete trajectory (Trajectory Balance, 2022, arXiv 2201.13259).
+
+    Attributes:
+        potential: key of `POTENTIALS` whose phi_0 is log Z; by default log Z(c) is learned beside
+            the policy.
+    """
+
+    potential: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.potential is not None:
+            check_choice("potential", self.potential, POTENTIALS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The total log P_B and what gives log Z."""
+        start = {"log_z"} if self.potential is None else POTENTIALS[self.potential].needs
+        return self._needs("log_pb_total", *start)
+
+    @property
+    def batch_needs(self) -> frozenset[str]:
+        """What the potential reads from the batch."""
+        return frozenset() if self.potential is None else POTENTIALS[self.potential].batch_needs
+
+    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
+        """Mean over trajectories of g(residual)."""
+        log_pf, log_pb = evaluation.log_pf, self._log_pb(evaluation, batch)
+        log_r = complete_log_rewards(batch, log_pf, "trajectory balance")
+        if self.potential is None:
+            assert evaluation.log_z is not None
+            log_z = evaluation.log_z
+        else:
+            # phi_0 - phi_T takes the place of log Z - log R; only teleported rewards change phi_T.
+            phi = POTENTIALS[self.potential].phi(evaluation, batch)
+            log_z, log_r = phi[:, 0], phi.gather(1, batch.lengths.unsqueeze(1)).squeeze(1)
+        residual = functions.trajectory_balance(log_pf, log_pb, log_z, log_r)
+        return _potential_loss(self.g(residual).mean(), log_z, residual, batch.n)
+
+
+@dataclass(frozen=True)
+class FlowObjective(BalanceObjective):
+    """Objectives with residuals inside a trajectory.
 
     Attributes:
         potential: what stands for log F(s), a key of `POTENTIALS`.
+        boundary: the last transition, which knows log R(x), takes part; off where the terminal
+            values are ordered instead (`gflow.objectives.ordering`).
     """
 
     potential: str = "flow"
+    boundary: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,57 +164,11 @@ class PotentialObjective(BalanceObjective):
         """What the potential reads from the batch."""
         return POTENTIALS[self.potential].batch_needs
 
-    def potentials(self, evaluation: Evaluation, batch: Trajectories) -> tuple[Tensor, Tensor]:
-        """phi and u, both [B, T + 1]."""
+    def potentials(self, evaluation: Evaluation, batch: Trajectories) -> Tensor:
+        """u, [B, T + 1]; u_0 = phi_0 is the log Z it stands for."""
         phi = POTENTIALS[self.potential].phi(evaluation, batch)
         log_pb = self._log_pb(evaluation, batch)
-        return phi, functions.potentials(phi, evaluation.log_pf, log_pb, usable_lengths(batch))
-
-    def _loss(self, value: Tensor, phi: Tensor, residual: Tensor, count: Tensor | int) -> Loss:
-        metrics = {
-            "log_z": phi[:, 0].detach().mean(),
-            "residual": residual.detach().abs().sum() / count,
-        }
-        return Loss(value, metrics, count)
-
-
-@dataclass(frozen=True)
-class TrajectoryBalance(PotentialObjective):
-    """One residual per complete trajectory (Trajectory Balance, 2022, arXiv 2201.13259).
-
-    By default the potential of s_0 is a learned log Z(c); any other one gives it by its phi_0.
-    """
-
-    potential: str = "log_z"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The total log P_B and what the potential needs."""
-        return self._needs("log_pb_total", *POTENTIALS[self.potential].needs)
-
-    def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
-        """Mean over trajectories of g(u_0 - u_T)."""
-        complete_log_rewards(batch, evaluation.log_pf, "trajectory balance")
-        phi, u = self.potentials(evaluation, batch)
-        residual = u[:, 0] - _last(u, batch)
-        return self._loss(self.g(residual).mean(), phi, residual, batch.n)
-
-
-@dataclass(frozen=True)
-class FlowObjective(PotentialObjective):
-    """Objectives with residuals inside a trajectory.
-
-    Attributes:
-        boundary: the last transition, which knows log R(x), takes part; off where the terminal
-            values are ordered instead (`gflow.objectives.ordering`).
-    """
-
-    boundary: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.potential == "log_z":
-            raise ValueError(f"{type(self).__name__} needs a potential of interior states")
+        return functions.potentials(phi, evaluation.log_pf, log_pb, usable_lengths(batch))
 
     def _lengths(self, batch: Trajectories) -> Tensor:
         """[B], transitions that take part."""
@@ -177,13 +184,13 @@ class DetailedBalance(FlowObjective):
 
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """Mean over all real transitions of g(residual)."""
-        phi, u = self.potentials(evaluation, batch)
+        u = self.potentials(evaluation, batch)
         residual = functions.detailed_balance(u, self._lengths(batch))
         counted = usable_lengths(batch)
         if self.potential == "modified":
             counted = counted.minimum(evaluation.construction.sum(1))
         count = counted.sum().clamp(min=1)
-        return self._loss(self.g(residual).sum() / count, phi, residual, count)
+        return _potential_loss(self.g(residual).sum() / count, u[:, 0], residual, count)
 
 
 @dataclass(frozen=True)
@@ -203,16 +210,11 @@ class SubTrajectoryBalance(FlowObjective):
 
     def loss(self, evaluation: Evaluation, batch: Trajectories) -> Loss:
         """Mean over trajectories of the weighted mean over sub-trajectories."""
-        phi, u = self.potentials(evaluation, batch)
+        u = self.potentials(evaluation, batch)
         lengths = self._lengths(batch)
         value = functions.subtrajectory_balance(u, lengths, self.lam, self.g).mean()
         ends = u[:, 0] - u.gather(1, lengths.unsqueeze(1)).squeeze(1)
-        return self._loss(value, phi, ends, batch.n)
-
-
-def _last(u: Tensor, batch: Trajectories) -> Tensor:
-    """u_T of each trajectory, [B]."""
-    return u.gather(1, batch.lengths.unsqueeze(1)).squeeze(1)
+        return _potential_loss(value, u[:, 0], ends, batch.n)
 
 
 @dataclass(frozen=True)
@@ -252,11 +254,7 @@ class FlowMatching(BalanceObjective):
         value = self.g(residual).sum() / count.clamp(min=1)
         if self.leaf_weight:
             value = value + self.leaf_weight * self._leaf(evaluation, batch)
-        metrics = {
-            "log_z": log_flow[:, 0].detach().mean(),
-            "residual": residual.detach().abs().sum() / count.clamp(min=1),
-        }
-        return Loss(value, metrics, count.clamp(min=1))
+        return _potential_loss(value, log_flow[:, 0], residual, count.clamp(min=1))
 
     def _leaf(self, evaluation: Evaluation, batch: Trajectories) -> Tensor:
         """Mean of g(log F(x -> end) - log R(x)) over complete trajectories."""

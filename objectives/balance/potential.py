@@ -67,15 +67,6 @@ def with_end(phi: Tensor, end: Tensor, batch: Trajectories) -> Tensor:
     return torch.where(at_end, end.unsqueeze(1), torch.nn.functional.pad(phi, (0, 1)))
 
 
-def _start(evaluation: Evaluation, batch: Trajectories) -> Tensor:
-    """phi_0 = log Z(c), learned beside the policy; nothing is known of interior states."""
-    assert evaluation.log_z is not None
-    log_r = complete_log_rewards(batch, evaluation.log_pf, "trajectory balance")
-    phi = torch.zeros_like(evaluation.log_pf)
-    phi[:, 0] = evaluation.log_z
-    return with_end(phi, log_r, batch)
-
-
 def _flow(evaluation: Evaluation, batch: Trajectories) -> Tensor:
     """phi_k = log F(s_k) (2111.09266)."""
     assert evaluation.log_flow is not None
@@ -127,7 +118,6 @@ def _teleport(evaluation: Evaluation, batch: Trajectories) -> Tensor:
 _PARTIAL = frozenset({"partial_log_reward"})
 
 POTENTIALS: dict[str, Potential] = {
-    "log_z": Potential(frozenset({"log_z"}), _start),
     "flow": Potential(frozenset({"log_flow"}), _flow),
     "forward_looking": Potential(frozenset({"log_flow"}), _forward_looking, _PARTIAL),
     "energy": Potential(frozenset({"log_flow", "energy"}), _energy),

@@ -56,7 +56,7 @@ def test_flows_of_the_reduced_problem():
     policy = forward_looking_solution(env)
     close(policy.flow[0, [0, 1, 2, 4, 8]].exp(), [17.0, 3.0, 2.5, 2.0, 3.0])
     ev = evaluate(policy, batch, frozenset())
-    first = [float(ev.log_pf[PAIRS.index([i, (i + 1) % 4]), 0].exp()) for i in range(4)]
+    first = [ev.log_pf[PAIRS.index([i, (i + 1) % 4]), 0].exp().item() for i in range(4)]
     close(first, [6 / 34, 10 / 34, 12 / 34, 6 / 34])
     for _, objective in FORWARD.values():
         close(objective(policy, batch).value, 0.0, 1e-20)

@@ -97,7 +97,7 @@ def test_soft_q_is_detailed_balance_with_a_fixed_target():
     close(soft(policy, batch).value, DetailedBalance()(policy, batch).value, 1e-12)
     gradient = torch.autograd.grad(soft(policy, batch).value, policy.flow)[0]
     ev = evaluate(policy, batch, DetailedBalance().needs)
-    u = DetailedBalance().potentials(ev, batch)[1]
+    u = DetailedBalance().potentials(ev, batch)
     residual = detailed_balance(u, batch.lengths)
     semi = torch.zeros(4, dtype=torch.float64)
     number = batch.states[:, :-1] @ torch.tensor([1, 2])
