@@ -73,7 +73,7 @@ class Vocabulary:
         Raises:
             ValueError: naming file, line and problem of every row that cannot be used.
         """
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.DictReader(file)
             missing = {"smiles", "sites"} - set(reader.fieldnames or ())
             if missing:
@@ -84,7 +84,10 @@ class Vocabulary:
                     sites = tuple(int(index) for index in (row["sites"] or "").split())
                     count = int(row.get("count") or 0)
                 except ValueError:
-                    problems.append(f"line {reader.line_num}: sites and count must be integers")
+                    problems.append(
+                        f"line {reader.line_num}: sites must be atom indices with spaces between "
+                        f"them, and count an integer, not {row['sites']!r} {row.get('count', '')!r}"
+                    )
                     continue
                 rows.append((f"line {reader.line_num}", ((row["smiles"] or "").strip(), sites)))
                 texts.append(count)

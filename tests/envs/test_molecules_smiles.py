@@ -151,7 +151,7 @@ def test_vocabulary_names_every_bad_row(tmp_path):
         "line 4: 'C' has no atom 4 (it has atoms 0 to 0)",
         "line 5: 'O': atom 0 is a site 3 times but has 2 hydrogens",
         "line 6: 'C1=CC=CC=C1' is the same fragment as in line 2",
-        "line 7: sites and count must be integers",
+        "line 7: sites must be atom indices with spaces between them",
         "line 8: 'CN' has 0 sites, not 1 to 6",
         "line 9: '[*]CC': attachment points are given as atom indices",
         "line 10: 'C.C' is more than one molecule",
