@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gflow.kernels import Categorical
 from gflow.mdp import Condition, Environment, Heads, States
@@ -63,13 +63,10 @@ class MLPPolicy(nn.Module):
 
     def forward(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
         """Heads for each row, from one pass through the trunk."""
-        x = self.env.observe(states).to(self.forward_head.weight.dtype)
-        if self.conditional:
-            x = torch.cat([x, condition.encoding.to(x.dtype)], -1)
-        h = self.trunk(x)
+        h = self.features(states, condition)
         forward = backward = flow = energy = None
         if "log_pf" in needs:
-            forward = Categorical(self.forward_head(h), self.env.forward_mask(states))
+            forward = Categorical(self.logits(h, condition), self.env.forward_mask(states))
         if "log_pb" in needs:
             if self.backward == "learned":
                 backward = Categorical(self.backward_head(h), self.env.backward_mask(states))
@@ -80,3 +77,16 @@ class MLPPolicy(nn.Module):
         if "energy" in needs and self.energy:
             energy = self.energy_head(h)
         return Heads(forward, backward, flow, energy)
+
+    def features(self, states: States, condition: Condition) -> Tensor:
+        """What the trunk says about each row, [n, width]."""
+        x = self.env.observe(states).to(self.forward_head.weight.dtype)
+        if self.conditional:
+            x = torch.cat([x, condition.encoding.to(x.dtype)], -1)
+        features: Tensor = self.trunk(x)
+        return features
+
+    def logits(self, features: Tensor, condition: Condition) -> Tensor:
+        """Logits of P_F from the trunk's output, [n, A]."""
+        logits: Tensor = self.forward_head(features)
+        return logits
