@@ -103,8 +103,11 @@ def rollout(
     backward: bool = False,
     keep_log_pf: bool = False,
     block: StepBlock = step_block,
+    steps: int | None = None,
 ) -> Trajectories:
     """Sample trajectories from s0 forward by P_F, or from terminal states backward by P_B.
+
+    A forward walk may also start from other states; its record then starts there.
 
     Args:
         policy: policy whose environment is walked.
@@ -115,6 +118,8 @@ def rollout(
         backward: walk from terminal states to s0; the record comes back in forward order.
         keep_log_pf: store log P_F of the sampled actions (forward only).
         block: `step_block`, or what `compile_block` returns.
+        steps: number of steps after which every row is known to be finished; by default the
+            environment's `max_steps`.
 
     Returns:
         Trajectories padded to the longest one; rewards, log-rewards and groups are not set.
@@ -122,16 +127,17 @@ def rollout(
     env, device = policy.env, start.data.device
     eager = block is step_block
     known_length = env.fixed_length and not backward
+    limit = env.max_steps if steps is None else min(steps, env.max_steps)
     states, walking, rows, final = start, condition, None, start
     pieces: list[tuple[Tensor | None, Block]] = []
     total = 0
-    while total < env.max_steps:
-        steps = min(BLOCK, env.max_steps - total) if eager else BLOCK
+    while total < limit:
+        size = min(BLOCK, limit - total) if eager else BLOCK
         dtype = condition.inverse_temperature.dtype
-        noise = env.noise(steps, states.n, generator, dtype, device, backward)
+        noise = env.noise(size, states.n, generator, dtype, device, backward)
         uniform = None
         if exploration.epsilon > 0:
-            drawn = torch.empty(steps, states.n, device=device).uniform_(generator=generator)
+            drawn = torch.empty(size, states.n, device=device).uniform_(generator=generator)
             uniform = drawn < exploration.epsilon
         look_often = eager and device.type == "cpu" and not known_length
         piece = block(
@@ -195,12 +201,12 @@ def _assemble(
         data = _take(data, source.clamp(min=0))
         undone = _take(actions, (source[:, :-1] - 1).clamp(min=0))
         active = column[:-1] < lengths.unsqueeze(1)
-        children = _flat_states(data[:, 1:], lengths, first_column=1)
+        children = _flat_states(data[:, 1:], torch.ones_like(lengths), lengths)
         redone = env.forward_action(children, undone.flatten())
         actions = redone.view(n, horizon, *redone.shape[1:])
     else:
         data, actions, active = data[:, : horizon + 1], actions[:, :horizon], active[:, :horizon]
-        parents = _flat_states(data[:, :-1], lengths, first_column=0)
+        parents = _flat_states(data[:, :-1], start.step, start.step + lengths)
         undone = env.backward_action(parents, actions.flatten(0, 1)).view(n, horizon)
         log_p = None if log_p is None else log_p[:, :horizon]
     return Trajectories(data, actions, undone, active, condition, log_p)
@@ -211,9 +217,8 @@ def _take(values: Tensor, column: Tensor) -> Tensor:
     return values[torch.arange(len(values), device=values.device).unsqueeze(1), column]
 
 
-def _flat_states(data: Tensor, lengths: Tensor, first_column: int) -> States:
-    """States of columns [n, T, ...] as one batch of n * T."""
-    n, horizon = data.shape[:2]
-    column = torch.arange(first_column, first_column + horizon, device=lengths.device)
-    step = torch.minimum(column.expand(n, horizon), lengths.unsqueeze(1))
-    return States(data.flatten(0, 1), step.flatten(), (step >= lengths.unsqueeze(1)).flatten())
+def _flat_states(data: Tensor, first: Tensor, last: Tensor) -> States:
+    """States of columns [n, T, ...] as one batch of n * T, from step `first` [n] to `last` [n]."""
+    column = torch.arange(data.shape[1], device=first.device)
+    step, end = first.unsqueeze(1) + column, last.unsqueeze(1)
+    return States(data.flatten(0, 1), step.minimum(end).flatten(), (step >= end).flatten())
