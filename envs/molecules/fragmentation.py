@@ -117,7 +117,11 @@ def fragment_molecules(
             n_repeated += 1
             continue
         seen.add(key)
-        pieces = [piece for piece in cut(mol, max_atoms) if piece.sites]
+        try:
+            pieces = [piece for piece in cut(mol, max_atoms) if piece.sites]
+        except ValueError as error:
+            unusable.append(UnusableRow(line, smiles, str(error)))
+            continue
         small = [piece for piece in pieces if piece.n_atoms <= max_atoms]
         if not small:
             reason = f"every piece has more than {max_atoms} atoms" if pieces else "no bond to cut"

@@ -13,7 +13,13 @@ from typing import Any
 
 from rdkit import Chem
 
-from gflow.envs.molecules.chemistry import MAX_SITES, parse_smiles, site_class, split_atoms
+from gflow.envs.molecules.chemistry import (
+    MAX_SITES,
+    automorphisms,
+    parse_smiles,
+    site_class,
+    split_atoms,
+)
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,10 @@ def fragment_problem(smiles: str, sites: Sequence[int]) -> str | None:
         free = mol.GetAtomWithIdx(atom).GetTotalNumHs()
         if times > free:
             return f"{smiles!r}: atom {atom} is a site {times} times but has {free} hydrogens"
+    try:
+        automorphisms(mol)
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -83,6 +83,14 @@ def test_the_column(tmp_path):
         fragment_molecules(path, column="mol")
 
 
+def test_a_molecule_with_too_many_symmetries_is_reported(tmp_path):
+    path = tmp_path / "known.smi"
+    path.write_text("CC(=O)NC\nO=C(C)NC" + "C(C(C)(C)C)(C(C)(C)C)" * 3 + "\n")
+    report = fragment_molecules(path, max_atoms=40)
+    assert [row.line for row in report.unusable] == [2] and report.n_molecules == 1
+    assert "more than 10000 symmetries" in report.unusable[0].reason
+
+
 def test_large_pieces_are_cut_further():
     mol = Chem.MolFromSmiles("C" * 15 + "c1ccccc1")
     assert sorted(piece.n_atoms for piece in cut(mol, 15)) == [6, 15]

@@ -163,6 +163,12 @@ def test_vocabulary_names_every_bad_row(tmp_path):
     assert "line 2:" not in message
 
 
+def test_a_fragment_with_too_many_symmetries():
+    crowded = "C" + "C(C(C)(C)C)(C(C)(C)C)" * 3
+    with pytest.raises(ValueError, match=r"fragment 1: .* has more than 10000 symmetries"):
+        Vocabulary(("C", crowded), ((0,), (0,)))
+
+
 def test_vocabulary_without_the_columns_it_needs(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("smiles,atoms\nC,0\n")
