@@ -58,8 +58,7 @@ class TableOracle:
         values: [V ** length, K] float64, ordered by token numbers, the last place fastest.
 
     Raises:
-        ValueError: an object cannot be encoded, occurs twice or is missing, or is of the wrong
-            number of columns.
+        ValueError: an object cannot be encoded, occurs twice or is missing.
     """
 
     on_states = True
@@ -73,7 +72,7 @@ class TableOracle:
         rewards: tuple[Reward, ...],
         source: str | Path,
     ):
-        self._base = env.n_symbols
+        self._base, self._length = env.n_symbols, env.length
         size = self._base**env.length
         try:
             row = self._row(env.encode(objects).data)
@@ -94,9 +93,17 @@ class TableOracle:
         self.version = hashlib.sha256(self.values.numpy().tobytes()).hexdigest()[:12]
 
     def __call__(self, objects: States) -> Tensor:
-        """Rewards [n, K] float64 of full rows [n, length]."""
+        """Rewards [n, K] float64 of rows [n, length]; NaN where a place is empty.
+
+        Raises:
+            ValueError: the rows have another length than those of the table.
+        """
         data = objects.data
-        return self.values[self._row(data).cpu()].to(data.device)
+        if data.shape[1] != self._length:
+            raise ValueError(f"the table is of rows of {self._length}, not of {data.shape[1]}")
+        full = (data >= 0).all(1)
+        values = self.values[self._row(data).where(full, 0).cpu()].to(data.device)
+        return values.where(full.unsqueeze(1), torch.nan)
 
     def _row(self, data: Tensor) -> Tensor:
         place = self._base ** torch.arange(data.shape[1] - 1, -1, -1, device=data.device)

@@ -58,7 +58,7 @@ class BitModes:
 
     def __init__(self, k: int, modes: tuple[str, ...] | None = None, temperature: float = 1.0):
         modes = bit_modes() if modes is None else modes
-        if len({len(mode) for mode in modes}) != 1 or len(modes[0]) % k:
+        if len({len(mode) for mode in modes}) != 1 or k < 1 or len(modes[0]) % k:
             raise ValueError(f"the modes must have one length, a multiple of k={k}")
         if set("".join(modes)) - {"0", "1"} or temperature <= 0:
             raise ValueError("modes must consist of 0 and 1, and the temperature be positive")
@@ -73,7 +73,13 @@ class BitModes:
         return (-nearest.double() / self.temperature).exp()
 
     def distances(self, states: States) -> Tensor:
-        """Hamming distance [n, modes] int64 of each state to each mode."""
+        """Hamming distance [n, modes] int64 of each state to each mode.
+
+        Raises:
+            ValueError: a row has an empty place.
+        """
+        if bool((states.data < 0).any()):
+            raise ValueError("distances to modes are those of full rows, without empty places")
         shift = torch.arange(self.k - 1, -1, -1, device=states.data.device)
         bits = (states.data.unsqueeze(-1) >> shift & 1).flatten(1)
         modes = self._modes.to(bits.device)

@@ -132,6 +132,10 @@ class TestBits:
             bit_modes(60)
         with pytest.raises(ValueError, match="multiple of k=7"):
             BitModes(7)
+        with pytest.raises(ValueError, match="multiple of k=0"):
+            BitModes(0)
+        with pytest.raises(ValueError, match="full rows"):
+            BitModes(8)(Slots(bit_words(8), 15).initial(1))
         with pytest.raises(ValueError, match="unknown symbol '012'"):
             Slots(bit_words(3), 2).encode(["000012"])
 
@@ -253,3 +257,8 @@ class TestBadTables:
         oracle = qm9_blocks(write_parquet(tmp_path / "t.parquet", blocks=blocks, gap=gap))
         values = oracle.values[:3, 0]
         assert values[0] == 0.5 and values[1].isnan() and values[2] == 1.0
+        env = PrependAppendSequences(QM9_SYMBOLS, 5)
+        begun = env.step(env.initial(1), torch.tensor([3]))
+        assert oracle(begun).isnan().all()
+        with pytest.raises(ValueError, match="rows of 5, not of 6"):
+            oracle(PrependAppendSequences(QM9_SYMBOLS, 6).initial(1))
