@@ -269,24 +269,6 @@ class FragmentMolecules(Environment):
             torch.where(empty[..., None], self.flat_size, flat).flatten(1),
         )
 
-    def noise(
-        self,
-        steps: int,
-        n: int,
-        generator: torch.Generator | None,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        backward: bool = False,
-    ) -> Tensor:
-        """Gumbel noise as in `Environment.noise`, from uniforms: a third of the time.
-
-        Actions of probability below 1e-7 come out a little too rarely.
-        """
-        width = self.n_backward_actions if backward else sum(self.action_sizes)
-        uniform = torch.empty(steps, n, width, dtype=dtype, device=device)
-        uniform.uniform_(generator=generator)
-        return uniform.clamp_(min=1e-30).log_().neg_().log_().neg_()
-
     def count_ways(self, states: States) -> Counts:
         """Path counts and canonical keys of whole or partial molecules."""
         return count_ways(self.tables(states.data.device)[1], *states.data.unbind(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +48,7 @@ class MLPPolicy(nn.Module):
         sizes = [env.observation_size + condition_size, *hidden]
         layers: list[nn.Module] = []
         with seeded_weights(seed):
-            for width, following in zip(sizes[:-1], sizes[1:], strict=True):
+            for width, following in itertools.pairwise(sizes):
                 layers += [nn.Linear(width, following), nn.ReLU()]
             self.trunk = nn.Sequential(*layers)
             self.forward_head = nn.Linear(sizes[-1], env.action_sizes[0])

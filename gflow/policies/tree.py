@@ -8,6 +8,7 @@ embeddings of the flat table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from gflow.policies.common import BackwardKind, fixed_backward_kernel, seeded_we
 from gflow.policies.log_z import LogZ
 
 
-class _Nodes(NamedTuple):
+class Nodes(NamedTuple):
     """The m nodes that are computed, of n states of F nodes.
 
     Attributes:
@@ -43,11 +44,11 @@ class _Nodes(NamedTuple):
         return empty.index_copy(0, self.rows, values)
 
 
-class _Features(NamedTuple):
+class Features(NamedTuple):
     """What a trunk says about n states: [n, d], and about their nodes (not the flat trunk)."""
 
     whole: Tensor
-    nodes: _Nodes | None
+    nodes: Nodes | None
 
 
 class TreePolicy(nn.Module):
@@ -62,7 +63,9 @@ class TreePolicy(nn.Module):
         layers: message passing rounds, or hidden layers of the perceptron.
         backward: "learned" (own head over leaves), "uniform" over them, or "paths" (exact counts).
         flow: add a head for log F(s).
-        trunk: "tree" (does not depend on which node is the root) or "mlp" (faster, does).
+        trunk: "tree" (does not depend on which node is the root), "mlp" (faster, does), or a
+            function (env, condition_size, hidden, layers) -> module that makes a trunk per node,
+            such as `gflow.policies.graph.graph_trunk(...)` for torch_geometric layers.
         seed: seeds the initial weights.
 
     Raises:
@@ -77,23 +80,24 @@ class TreePolicy(nn.Module):
         layers: int = 4,
         backward: BackwardKind = "uniform",
         flow: bool = False,
-        trunk: str = "tree",
+        trunk: str | Callable[[Any, int, int, int], nn.Module] = "tree",
         seed: int = 0,
     ):
         super().__init__()
-        if trunk not in ("tree", "mlp"):
-            raise ValueError(f"trunk must be 'tree' or 'mlp', not {trunk!r}")
+        made = {"tree": _TreeTrunk, "mlp": _FlatTrunk}
+        make = made.get(trunk) if isinstance(trunk, str) else trunk
+        if make is None:
+            raise ValueError(f"trunk must be 'tree', 'mlp' or a function, not {trunk!r}")
         if layers < 1:
             raise ValueError(f"a policy needs at least one layer, not {layers}")
         self.env, self.backward, self.flow = env, backward, flow
         with seeded_weights(seed):
-            make = _TreeTrunk if trunk == "tree" else _FlatTrunk
             self.trunk = make(env, condition_size, hidden, layers)
-            self.slot_head = _SlotHead(env, hidden, per_node=trunk == "tree")
+            self.slot_head = _SlotHead(env, hidden, per_node=trunk != "mlp")
             self.stop_head = nn.Linear(hidden, 1)
-            self.entry_head = _EntryHead(env, hidden, per_node=trunk == "tree")
+            self.entry_head = _EntryHead(env, hidden, per_node=trunk != "mlp")
             if backward == "learned":
-                width = 1 if trunk == "tree" else env.max_fragments
+                width = env.max_fragments if trunk == "mlp" else 1
                 self.backward_head = nn.Sequential(
                     nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width)
                 )
@@ -118,7 +122,7 @@ class TreePolicy(nn.Module):
             flow = self.flow_head(features.whole).squeeze(-1)
         return Heads(forward, backward, flow)
 
-    def _forward_kernel(self, states: States, record: Any, features: _Features) -> Factored:
+    def _forward_kernel(self, states: States, record: Any, features: Features) -> Factored:
         slots = self.slot_head(record, features)
         logits = torch.cat([slots, self.stop_head(features.whole)], 1)
         first = Categorical(logits, self.env.forward_mask(states))
@@ -129,7 +133,7 @@ class TreePolicy(nn.Module):
 
         return Factored(first, second, self.env.action_sizes)
 
-    def _backward_kernel(self, states: States, features: _Features) -> Categorical:
+    def _backward_kernel(self, states: States, features: Features) -> Categorical:
         if self.backward != "learned":
             dtype = features.whole.dtype
             return fixed_backward_kernel(self.env, states, self.backward, dtype)
@@ -158,7 +162,7 @@ class _TreeTrunk(nn.Module):
         self.rounds = nn.ModuleList(_Round(hidden) for _ in range(layers))
         self.norm, self.whole_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
 
-    def forward(self, record: Any, condition: Condition) -> _Features:
+    def forward(self, record: Any, condition: Condition) -> Features:
         """Features of the states and of their nodes."""
         n, n_nodes = record.fragment.shape
         fragment = record.fragment.flatten()
@@ -193,7 +197,7 @@ class _TreeTrunk(nn.Module):
         h = self.fragment(fragment[rows]) + self.used(record.used.flatten()[rows])
         for one in self.rounds:
             h, whole = one(h, whole, links, from_parent, from_child)
-        return _Features(self.whole_norm(whole), _Nodes(self.norm(h), rows, inverse))
+        return Features(self.whole_norm(whole), Nodes(self.norm(h), rows, inverse))
 
 
 class _Links(NamedTuple):
@@ -246,13 +250,13 @@ class _FlatTrunk(nn.Module):
         self.condition = nn.Linear(max(condition_size, 1), hidden)
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
 
-    def forward(self, record: Any, condition: Condition) -> _Features:
+    def forward(self, record: Any, condition: Condition) -> Features:
         x = self.first(record.flat) + self.condition.bias
         if condition.encoding.shape[1]:
             x = x + condition.encoding.to(x.dtype) @ self.condition.weight.T
         for layer in self.layers:
             x = layer(x.relu())
-        return _Features(x.relu(), None)
+        return Features(x.relu(), None)
 
 
 class _SlotHead(nn.Module):
@@ -269,7 +273,7 @@ class _SlotHead(nn.Module):
         else:
             self.flat = nn.Linear(hidden, env.max_fragments * env.n_sites)
 
-    def forward(self, record: Any, features: _Features) -> Tensor:
+    def forward(self, record: Any, features: Features) -> Tensor:
         """Logits; those of absent nodes and sites are meaningless."""
         if features.nodes is None:
             flat: Tensor = self.flat(features.whole)
@@ -297,7 +301,7 @@ class _EntryHead(nn.Module):
         self.entries = nn.Linear(width, int(env.entry_orbit.max()) + 1)
         nn.init.normal_(self.entries.weight, std=0.3 * width**-0.5)
 
-    def forward(self, record: Any, features: _Features, slot: Tensor) -> Tensor:
+    def forward(self, record: Any, features: Features, slot: Tensor) -> Tensor:
         """Logits given the chosen slots [n]."""
         node = torch.div(slot, self.n_sites, rounding_mode="floor")
         site = slot - node * self.n_sites

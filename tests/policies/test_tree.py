@@ -158,7 +158,7 @@ def test_policy_survives_pickling(env):
 
 
 def test_bad_settings(env):
-    with pytest.raises(ValueError, match="trunk must be 'tree' or 'mlp', not 'gnn'"):
+    with pytest.raises(ValueError, match="trunk must be 'tree', 'mlp' or a function, not 'gnn'"):
         TreePolicy(env, trunk="gnn")
     with pytest.raises(ValueError, match="at least one layer"):
         TreePolicy(env, layers=0)
