@@ -16,7 +16,8 @@ class Replay:
     Args:
         capacity: number of trajectories kept; the oldest leave first.
         prioritized: draw half of each sample from the tenth with the highest log-reward, half
-            from the rest (prioritised replay training, 2023, arXiv 2305.07170).
+            from the rest, ties with its lowest in both (2023, arXiv 2305.07170). Below 10
+            trajectories there is no such tenth yet and all are drawn alike.
 
     Raises:
         ValueError: capacity below 1.
@@ -60,11 +61,14 @@ class Replay:
         if not self.prioritized or size < 10:
             return torch.randint(size, (n,), generator=generator)
         assert self.kept is not None and self.kept.log_reward is not None
-        order = self.kept.log_reward.argsort(descending=True)
-        top = size // 10
-        best = torch.randint(top, (n // 2,), generator=generator)
-        rest = torch.randint(top, size, (n - n // 2,), generator=generator)
-        return order[torch.cat([best, rest])]
+        log_reward = self.kept.log_reward
+        threshold = log_reward.quantile(0.9)
+        best = (log_reward >= threshold).nonzero().squeeze(1)
+        rest = (log_reward <= threshold).nonzero().squeeze(1)
+        halves = [(best, n // 2), (rest, n - n // 2)]
+        return torch.cat(
+            [rows[torch.randint(len(rows), (k,), generator=generator)] for rows, k in halves]
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The stored trajectories as plain tensors."""
@@ -74,4 +78,4 @@ class Replay:
         """Replace the content."""
         self.next = state["next"]
         kept = state["kept"]
-        self.kept = None if kept is None else Trajectories.from_state_dict(kept)
+        self.kept = None if kept is None else Trajectories.from_state_dict(kept).to("cpu")

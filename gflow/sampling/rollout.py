@@ -147,7 +147,7 @@ def rollout(
         pieces.append((rows, piece))
         total += piece.active.shape[1]
         states = piece.states
-        final = states if rows is None else _put(final, rows, states)
+        final = states if rows is None else put_states(final, rows, states)
         if known_length:
             continue
         alive = _unfinished(states, backward)
@@ -164,7 +164,8 @@ def _unfinished(states: States, backward: bool) -> Tensor:
     return states.step > 0 if backward else ~states.done
 
 
-def _put(states: States, rows: Tensor, new: States) -> States:
+def put_states(states: States, rows: Tensor, new: States) -> States:
+    """`states` with those at `rows` replaced."""
     return States(*(old.index_copy(0, rows, value) for old, value in zip(states, new, strict=True)))
 
 

@@ -1,7 +1,8 @@
 """Sampler strategies: where the batches of a Trainer come from.
 
 A strategy is called without arguments and returns scored trajectories; its `state_dict` holds
-everything that a resumed run needs to go on exactly.
+everything that a resumed run needs to go on exactly. Strategies that join or change the batches of
+others are in `gflow.sampling.combine`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from gflow.conditions import Conditions
-from gflow.mdp import Policy, Trajectories, concat_trajectories
-from gflow.sampling.replay import Replay
+from gflow.mdp import Condition, Policy, States, Trajectories
 from gflow.sampling.rollout import Exploration, StepBlock, rollout, step_block
-from gflow.seeding import generator
+from gflow.sampling.scoring import Scalarization
+from gflow.scalarize import log_reward, weighted_sum
+from gflow.seeding import derive_seed, generator
 
 
 class Strategy(Protocol):
@@ -31,7 +34,88 @@ class Strategy(Protocol):
         """Continue from `state`."""
 
 
-class OnPolicy:
+class Resumable:
+    """What `state_dict` and `load_state_dict` need to know: the attributes that hold state.
+
+    Attributes:
+        saved: their names; they are generators, or have such methods themselves.
+    """
+
+    saved: tuple[str, ...]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every part."""
+        parts = {name: getattr(self, name) for name in self.saved}
+        return {
+            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+            for name, part in parts.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        for name in self.saved:
+            part = getattr(self, name)
+            if isinstance(part, torch.Generator):
+                part.set_state(state[name].cpu())
+            else:
+                part.load_state_dict(state[name])
+
+
+class ConditionStream:
+    """Conditions of one batch after the other, and the numbers of the groups that share them.
+
+    Args:
+        conditions: draws conditions.
+        batch_size: rows per batch, a multiple of `group_size`.
+        group_size: rows that share one condition.
+        seed: seeds the draws.
+        dtype: dtype of the conditions.
+        first_group: number of the first group.
+
+    Raises:
+        ValueError: sizes below 1, or a batch that is no whole number of groups.
+    """
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        batch_size: int,
+        group_size: int,
+        seed: int,
+        dtype: torch.dtype,
+        first_group: int = 0,
+    ):
+        if batch_size < 1 or group_size < 1 or batch_size % group_size:
+            raise ValueError(f"batch size {batch_size} is no multiple of group size {group_size}")
+        self.conditions, self.dtype = conditions, dtype
+        self.n_groups, self.group_size = batch_size // group_size, group_size
+        self.next_group = first_group
+        self.generator = generator(seed, "conditions")
+
+    def __call__(self) -> tuple[Condition, Tensor]:
+        """Conditions and group numbers of the next batch, on the CPU."""
+        condition = self.conditions.sample(self.n_groups, self.generator, self.dtype)
+        group = torch.arange(self.n_groups).repeat_interleave(self.group_size)
+        if self.group_size > 1:
+            condition = condition.rows(group)
+        if not self.conditions.encoding_size:
+            return condition, torch.zeros_like(group)
+        # Numbers go on across batches: replayed groups never meet fresh ones.
+        group = group + self.next_group
+        self.next_group += self.n_groups
+        return condition, group
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator, and the next group's number."""
+        return {"next_group": self.next_group, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the stream."""
+        self.next_group = state["next_group"]
+        self.generator.set_state(state["generator"].cpu())
+
+
+class OnPolicy(Resumable):
     """Fresh trajectories of the current policy, `group_size` for each condition.
 
     Args:
@@ -46,7 +130,12 @@ class OnPolicy:
         device: where to roll out.
         dtype: dtype of conditions and noise.
         block: `step_block`, or what `compile_block` returns.
+
+    Raises:
+        ValueError: a batch that is no whole number of groups.
     """
+
+    saved = ("stream", "rollout_generator")
 
     def __init__(
         self,
@@ -63,33 +152,19 @@ class OnPolicy:
         dtype: torch.dtype = torch.float32,
         block: StepBlock = step_block,
     ):
-        if batch_size % group_size:
-            raise ValueError(f"batch size {batch_size} is no multiple of group size {group_size}")
-        self.policy, self.conditions, self.score = policy, conditions, score
-        self.batch_size, self.group_size, self.exploration = batch_size, group_size, exploration
-        self.keep_log_pf, self.device, self.dtype, self.block = keep_log_pf, device, dtype, block
-        self.groups_drawn = 0
-        self.condition_generator = generator(seed, "conditions")
+        self.stream = ConditionStream(conditions, batch_size, group_size, seed, dtype)
+        self.policy, self.score, self.exploration = policy, score, exploration
+        self.batch_size, self.keep_log_pf = batch_size, keep_log_pf
+        self.device, self.block = device, block
         self.rollout_generator = generator(seed, "rollout", device=device)
 
     def __call__(self) -> Trajectories:
         """Sample conditions and trajectories, and score them."""
-        n_groups = self.batch_size // self.group_size
-        condition = self.conditions.sample(n_groups, self.condition_generator, self.dtype)
-        group = torch.arange(n_groups).repeat_interleave(self.group_size)
-        if self.group_size > 1:
-            condition = condition.rows(group)
-        if self.conditions.encoding_size:
-            # Numbers go on across batches: replayed groups never meet fresh ones.
-            group = group + self.groups_drawn
-            self.groups_drawn += n_groups
-        else:
-            group = torch.zeros_like(group)
-        condition = condition.to(self.device)
+        condition, group = self.stream()
         batch = rollout(
             self.policy,
             self.policy.env.initial(self.batch_size, self.device),
-            condition,
+            condition.to(self.device),
             self.rollout_generator,
             exploration=self.exploration,
             keep_log_pf=self.keep_log_pf,
@@ -98,61 +173,75 @@ class OnPolicy:
         batch.group = group.to(self.device)
         return self.score(batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Both generators, and the count of groups."""
-        return {
-            "groups": self.groups_drawn,
-            "conditions": self.condition_generator.get_state(),
-            "rollout": self.rollout_generator.get_state(),
-        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue both random streams."""
-        self.groups_drawn = state["groups"]
-        self.condition_generator.set_state(state["conditions"])
-        self.rollout_generator.set_state(state["rollout"])
+class FromData(Resumable):
+    """Known objects, drawn evenly with replacement, on trajectories sampled backward by P_B.
 
-
-class WithReplay:
-    """Fresh batches joined by trajectories from a replay buffer.
-
-    Log-probabilities are recomputed by the objective under the current policy, so balance
-    objectives stay exact on replayed trajectories.
+    Nothing is scored: log R(x given c) comes from the known rewards, so that an oracle is not
+    needed. Join it with fresh trajectories by `Joined`: objects alone teach nothing about states
+    that lead elsewhere.
 
     Args:
-        fresh: strategy of the new trajectories; all of them enter the buffer.
-        replay: the buffer.
-        size: replayed trajectories per batch, once the buffer holds `warm_up` of them.
-        seed: seeds the choice of trajectories.
-        warm_up: trajectories to collect before replaying any.
+        policy: the policy whose P_B is followed.
+        conditions: draws conditions.
+        states: n terminal states, for example `env.encode(objects)`.
+        rewards: [n, K], their reward vectors.
+        batch_size: trajectories per batch, a multiple of `group_size`.
+        seed: seeds this strategy's own generators.
+        scalarization: reward vectors and weights to log S.
+        group_size: trajectories that share one condition.
+        device: where to roll out.
+        dtype: dtype of conditions and noise.
+
+    Raises:
+        ValueError: no objects, unfinished states, a reward that is missing or not finite, or a
+            batch that is no whole number of groups.
     """
 
-    def __init__(self, fresh: Strategy, replay: Replay, size: int, seed: int, warm_up: int = 0):
-        self.fresh, self.replay, self.size = fresh, replay, size
-        self.warm_up = max(warm_up, 1)
-        self.generator = generator(seed, "replay")
+    saved = ("stream", "row_generator", "rollout_generator")
+
+    def __init__(
+        self,
+        policy: Policy,
+        conditions: Conditions,
+        states: States,
+        rewards: Tensor,
+        batch_size: int,
+        seed: int,
+        *,
+        scalarization: Scalarization = weighted_sum,
+        group_size: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        if not states.n or not bool(states.done.all()):
+            raise ValueError("training from data needs finished objects, at least one")
+        n_rewards = conditions.n_rewards if conditions.with_preference else rewards.shape[-1]
+        if rewards.shape != (states.n, n_rewards):
+            raise ValueError(
+                f"rewards of {states.n} objects must be [{states.n}, {n_rewards}], not "
+                f"{list(rewards.shape)}"
+            )
+        bad = ~torch.isfinite(rewards).all(-1)
+        if bool(bad.any()):
+            raise ValueError(f"the reward of object {int(bad.nonzero()[0])} is not finite")
+        # Every seed numbers its groups below 0 in a range of its own: none meets a fresh group.
+        first_group = -(derive_seed(seed, "data") + 1) * 2**31
+        self.stream = ConditionStream(conditions, batch_size, group_size, seed, dtype, first_group)
+        self.policy, self.scalarization = policy, scalarization
+        self.states, self.rewards = states.to("cpu"), rewards.to("cpu", dtype)
+        self.batch_size, self.device = batch_size, device
+        self.row_generator = generator(seed, "data")
+        self.rollout_generator = generator(seed, "backward", device=device)
 
     def __call__(self) -> Trajectories:
-        """A fresh batch and, after the warm-up, `size` replayed trajectories."""
-        batch = self.fresh()
-        old = None
-        if len(self.replay) >= self.warm_up:
-            old = self.replay.sample(self.size, self.generator).to(batch.valid.device)
-        self.replay.add(batch)
-        if old is None:
-            return batch
-        return concat_trajectories([batch, old])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Fresh strategy, buffer and generator."""
-        return {
-            "fresh": self.fresh.state_dict(),
-            "replay": self.replay.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.fresh.load_state_dict(state["fresh"])
-        self.replay.load_state_dict(state["replay"])
-        self.generator.set_state(state["generator"])
+        """Draw objects and conditions, and walk back to s0."""
+        condition, group = self.stream()
+        condition = condition.to(self.device)
+        row = torch.randint(self.states.n, (self.batch_size,), generator=self.row_generator)
+        ends = self.states.rows(row).to(self.device)
+        batch = rollout(self.policy, ends, condition, self.rollout_generator, backward=True)
+        batch.rewards = self.rewards[row].to(self.device)
+        batch.log_reward = log_reward(batch.rewards, condition, self.scalarization)
+        batch.group = group.to(self.device)
+        return batch
