@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ Cost = Callable[[Tensor, Tensor], Tensor]
 def flat(sets: Tensor) -> Tensor:
     """[..., n, m] as [B, n, m], empty ones too."""
     return sets.reshape(math.prod(sets.shape[:-2]), *sets.shape[-2:])
+
+
+def blocks(rows: Tensor, result: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of about `size` rows along axis 1, each with the part of the result it fills."""
+    return zip(rows.split(max(1, size), 1), result.split(max(1, size), 1), strict=True)
 
 
 def closest(
@@ -37,13 +42,14 @@ def closest(
     if targets.shape[1] == 0:
         nothing = rows.new_full(rows.shape[:-1], torch.inf)
         return nothing, torch.zeros_like(nothing, dtype=torch.long)
-    size = 3 * targets.numel() * targets.element_size()
-    found = []
+    # Live at once: the differences, their sign changed, clamped, and squared.
+    size = 6 * targets.numel() * targets.element_size()
+    index = torch.empty(rows.shape[:-1], dtype=torch.long, device=rows.device)
     with torch.no_grad():
-        for block in rows.split(max(1, memory_budget // max(1, size)), dim=1):
-            costs = cost(block.unsqueeze(2), targets.unsqueeze(1))
-            found.append(costs.masked_fill(~valid.unsqueeze(1), torch.inf).argmin(-1))
-    index = torch.cat(found, 1)
+        # Results go into one tensor: small ones kept between the blocks would split the heap.
+        for part, found in blocks(rows, index, memory_budget // max(1, size)):
+            costs = cost(part.unsqueeze(2), targets.unsqueeze(1))
+            found[:] = costs.masked_fill(~valid.unsqueeze(1), torch.inf).argmin(-1)
     pairs = targets.gather(1, index.unsqueeze(-1).expand(*index.shape, targets.shape[-1]))
     costs = cost(rows, pairs).masked_fill(~valid.any(-1, keepdim=True), torch.inf)
     return costs, index

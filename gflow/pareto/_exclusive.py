@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gflow.pareto._check import compiled, moocore
+from gflow.pareto._check import compiled
+from gflow.pareto._host import host_volumes
 
 STRIDE = 8
 """Among many rivals every 8th is enough for a first corner."""
@@ -137,7 +138,7 @@ def _exclusive_block(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -
         return box
     counts = rows.bincount(minlength=len(box))
     if compiled(p):
-        return box - _volumes_on_host(inside, counts)
+        return box - host_volumes(inside, counts, memory_budget)
     return box - _volume(_padded(inside, rows, counts), memory_budget)
 
 
@@ -179,15 +180,3 @@ def _padded(values: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
     padded = values.new_zeros(len(values), len(counts), int(counts.max()))
     padded[:, rows, slots] = values
     return padded
-
-
-def _volumes_on_host(inside: Tensor, counts: Tensor) -> Tensor:
-    """Hypervolumes of ragged sets [m, total], cut by their counts, by the compiled routine."""
-    library = moocore()
-    indicator = library.Hypervolume(ref=[0.0] * len(inside))
-    costs = (-inside).T.contiguous().double().numpy()
-    volumes, start = [], 0
-    for stop in counts.cumsum(0).tolist():
-        volumes.append(indicator(costs[start:stop]) if stop > start else 0.0)
-        start = stop
-    return torch.tensor(volumes, dtype=inside.dtype)

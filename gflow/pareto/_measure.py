@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gflow.pareto._check import compiled, moocore
+from gflow.pareto._check import compiled
 from gflow.pareto._exclusive import axis_order, exclusive, volume
+from gflow.pareto._host import host_measure
 from gflow.pareto.dominance import non_dominated
 from gflow.pareto.tiles import tile_cuts, tiled_volume
-
-
-def host_measure(
-    n: int, origin: NDArray[np.float64], memory_budget: int
-) -> Callable[[NDArray[np.float64]], float]:
-    """Hypervolume of costs [n, m] below an origin [m], by the compiled routine."""
-    library = moocore()
-    if n == 0:
-        return lambda costs: 0.0
-    indicator: Callable[[Any], float] = library.Hypervolume(ref=origin)
-    if tile_cuts(n, len(origin)) == 1:
-        return indicator
-    base = _host_base(library.Hypervolume(ref=np.zeros(len(origin))))
-    return lambda costs: float(_tiles(torch.from_numpy(origin - costs), base, memory_budget))
-
-
-def _host_base(indicator: Callable[[Any], float]) -> Callable[[Tensor], Tensor]:
-    return lambda gains: gains.new_tensor(indicator(gains.neg().double().numpy()))
-
-
-def _tiles(gains: Tensor, base: Callable[[Tensor], Tensor], memory_budget: int) -> Tensor:
-    n, m = gains.shape
-    return tiled_volume(gains, base, tile_cuts(n, m), memory_budget)
 
 
 class Volume(torch.autograd.Function):
@@ -59,13 +35,18 @@ def measure(gains: Tensor, method: str, memory_budget: int) -> Tensor:
     """Hypervolume of gains [B, n, m] over the origin."""
     _, n, m = gains.shape
     if method != "slices" and compiled(gains):
-        routine = host_measure(n, np.zeros(m), memory_budget)
+        routine = host_measure(np.zeros(m), memory_budget)
         return gains.new_tensor([routine(front) for front in gains.neg().double().numpy()])
-    if method == "slices" or tile_cuts(n, m) == 1:
+    cuts = tile_cuts(n, m)
+    if method == "slices" or cuts == 1:
         return volume(gains, memory_budget)
+
+    def base(front: Tensor) -> Tensor:
+        return volume(front.unsqueeze(0), memory_budget)[0]
+
     values = gains.new_empty(len(gains))
     for i, front in enumerate(gains):
-        values[i] = _tiles(front, lambda d: volume(d.unsqueeze(0), memory_budget)[0], memory_budget)
+        values[i] = tiled_volume(front, base, cuts, memory_budget)
     return values
 
 

@@ -19,7 +19,7 @@ from gflow.pareto._check import (
     moocore,
     read_points,
 )
-from gflow.pareto._closest import flat
+from gflow.pareto._closest import blocks, flat
 
 FloatArray = NDArray[np.float64]
 
@@ -200,11 +200,12 @@ def covered(points: Tensor, by: Tensor, memory_budget: int) -> Tensor:
     if by.shape[1] == 0:
         return points.new_zeros(points.shape[:-1], dtype=torch.bool)
     rivals = by.permute(2, 0, 1).contiguous()
-    block = max(1, memory_budget // max(1, 3 * by.shape[0] * by.shape[1]))
-    found = []
-    for rows in points.permute(2, 0, 1).split(block, -1):
+    size = memory_budget // max(1, 3 * by.shape[0] * by.shape[1])
+    result = torch.empty(points.shape[:-1], dtype=torch.bool, device=points.device)
+    for part, found in blocks(points, result, size):
+        rows = part.permute(2, 0, 1)
         covers = rivals[0, :, None, :] >= rows[0, :, :, None]
         for rival, row in zip(rivals[1:], rows[1:], strict=True):
             covers &= rival[:, None, :] >= row[:, :, None]
-        found.append(covers.any(-1))
-    return torch.cat(found, -1) if found else points.new_zeros(points.shape[:-1], dtype=torch.bool)
+        found[:] = covers.any(-1)
+    return result

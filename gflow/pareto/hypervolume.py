@@ -23,7 +23,8 @@ from gflow.pareto._check import (
     validity,
 )
 from gflow.pareto._closest import flat
-from gflow.pareto._measure import Improvement, Volume, contributions, host_measure
+from gflow.pareto._host import host_measure
+from gflow.pareto._measure import Improvement, Volume, contributions
 from gflow.pareto.dominance import non_dominated
 from gflow.pareto.polar import polar_hypervolume
 
@@ -127,7 +128,7 @@ def _on_host(
         valid = validity(points, mask)
         check_finite(points, valid, "points")
         costs[~valid.numpy()] = origin
-    measure = host_measure(costs.shape[-2], origin, memory_budget)
+    measure = host_measure(origin, memory_budget)
     fronts = costs.reshape(math.prod(costs.shape[:-2]), *costs.shape[-2:])
     values = torch.tensor([measure(front) for front in fronts], dtype=points.dtype)
     values = values.view(points.shape[:-2])

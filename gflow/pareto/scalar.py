@@ -21,7 +21,7 @@ from gflow.pareto._check import (
     read_reference,
     validity,
 )
-from gflow.pareto._closest import closest, flat
+from gflow.pareto._closest import blocks, closest, flat
 from gflow.pareto.dominance import non_dominated
 
 
@@ -243,14 +243,15 @@ def spacing(
     rows = flat(y.masked_fill(~valid.unsqueeze(-1), 0))
     batch, n, _ = rows.shape
     counted = valid.reshape(batch, n)
-    size = max(1, memory_budget // max(1, 3 * batch * n * rows.element_size()))
+    size = memory_budget // max(1, 3 * batch * n * rows.element_size())
+    nearest = rows.new_empty(batch, n)
     index = torch.arange(n, device=rows.device)
-    found = []
-    for block, places in zip(rows.split(size, 1), index.split(size), strict=True):
-        distances = torch.cdist(block, rows, p=1)
-        own = places.unsqueeze(-1) == index
-        found.append(distances.masked_fill(own | ~counted.unsqueeze(1), torch.inf).amin(-1))
-    nearest = torch.cat(found, 1)
+    start = 0
+    for part, found in blocks(rows, nearest, size):
+        own = index[start : start + part.shape[1], None] == index
+        start += part.shape[1]
+        distances = torch.cdist(part, rows, p=1)
+        found[:] = distances.masked_fill(own | ~counted.unsqueeze(1), torch.inf).amin(-1)
     count = counted.sum(-1, keepdim=True)
     nearest = nearest.masked_fill(~counted | (count < 3), 0.0)
     mean = nearest.sum(-1, keepdim=True) / count.clamp(min=1)
