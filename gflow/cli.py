@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gflow.config import ConfigError, RunConfig
+from gflow.config import ConfigError, RunConfig, one_sentence
 
 DESCRIPTION = "Many different good candidates under conflicting goals."
 
@@ -171,7 +172,12 @@ def fragments(
     """
     from gflow.envs.molecules import fragment_molecules
 
-    cut = fragment_molecules(known, column=column, min_count=min_count, max_fragments=max_fragments)
+    try:
+        cut = fragment_molecules(
+            known, column=column, min_count=min_count, max_fragments=max_fragments
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(one_sentence(error)) from error
     cut.vocabulary.save(output)
     print(cut.summary())
 
@@ -291,6 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(argv) > 1 and argv[0] == "train" and not argv[1].startswith("-"):
         # TASK may come from a file too; given on the command line it comes last and wins.
         argv = [argv[0], *argv[2:], f"--task={argv[1]}"]
+    # Users' reward functions lie in the folder they work in.
+    sys.path.insert(0, os.getcwd())
     parser = build_parser()
     chosen = parser.parse_args(argv)
     settings = chosen[chosen.command]

@@ -13,6 +13,13 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names it."""
 
 
+def one_sentence(error: Exception) -> str:
+    """What to tell the user of an error met while reading their input."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 @dataclass
 class PolicySettings:
     """The policy network.

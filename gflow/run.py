@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gflow.conditions import Conditions, InverseTemperature, simplex_lattice
-from gflow.config import ConfigError, RunConfig
+from gflow.config import ConfigError, RunConfig, one_sentence
+from gflow.estimators import log_z_bounds
 from gflow.mdp import Condition, Reward
 from gflow.objectives.catalog import Method, get_method
 from gflow.oracles import OracleRunner
@@ -95,7 +96,7 @@ def prepare(config: RunConfig) -> Setup:
     except ConfigError:
         raise
     except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(one_sentence(error)) from error
     policy = policy.to(device=config.device, dtype=DTYPES[config.dtype])
     return Setup(config, task, method, conditions, policy)
 
@@ -147,6 +148,7 @@ class Run:
         else:
             config.save(self.folder / "config.yaml")
             write_json(self.folder / "environment.json", describe_environment(config))
+            self._start_log_z()
 
     def _sampler(self) -> Strategy:
         config, setup = self.setup.config, self.setup
@@ -168,6 +170,12 @@ class Run:
         replay = Replay(sampling.replay_capacity)
         warm_up = min(1000, sampling.replay_capacity)
         return WithReplay(fresh, replay, sampling.replay, config.seed, warm_up)
+
+    def _start_log_z(self) -> None:
+        """Start log Z where a first batch puts it: far off, it would rule the first gradients."""
+        if "log_z" in self.setup.method.objective.needs:
+            bounds = log_z_bounds(self.setup.policy, self.trainer.sampler())  # type: ignore[arg-type]
+            torch.nn.init.constant_(self.setup.policy.log_z.bias, float(bounds.elbo))  # type: ignore[union-attr, arg-type]
 
     def train(self, steps: int) -> None:
         """Train up to `steps` steps in all."""
