@@ -3,66 +3,22 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gflow.pareto._timing import Row, Work, compare, table
 from gflow.pareto.archive import ParetoArchive
 from gflow.pareto.dominance import non_dominated
-from gflow.pareto.hypervolume import hypervolume, hypervolume_contributions
+from gflow.pareto.hypervolume import Method, hypervolume, hypervolume_contributions
 from gflow.pareto.polar import polar_hypervolume
 
-Work = Callable[[], Any]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; times in seconds, memory in bytes, NaN where nothing was measured."""
-
-    what: str
-    setting: str
-    ours: float
-    peer: str
-    theirs: float
-    error: float
-    memory: float
-    bar: str
-    met: bool | None
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster than the peer."""
-        return self.theirs / self.ours
-
-
-def peak_memory(work: Work, device: str = "cpu") -> float:
-    """Bytes by which the peak rises while `work` runs; NaN where the system does not tell."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    try:
-        reset.write_text("5")
-    except OSError:
-        work()
-        return math.nan
-
-    def resident(field: str) -> int:
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith(field)]
-        return int(line.split()[1]) * 1024
-
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
+METHODS: tuple[Method, ...] = ("auto", "slices")
 
 
 def sphere(*shape: int, seed: int = 0) -> Tensor:
@@ -70,52 +26,6 @@ def sphere(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(*shape, generator=generator, dtype=torch.float64).abs()
     return torch.nn.functional.normalize(points, dim=-1)
-
-
-def _seconds(work: Work, device: str) -> float:
-    start = time.perf_counter()
-    work()
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def _medians(ours: Work, theirs: Work | None, repeats: int, device: str) -> tuple[float, float]:
-    """Median times, the two taken in turns so that a busy machine slows both."""
-    pairs = [
-        (_seconds(ours, device), _seconds(theirs, "cpu") if theirs else math.nan)
-        for _ in range(repeats)
-    ]
-    first, second = zip(*pairs, strict=True)
-    return statistics.median(first), statistics.median(second)
-
-
-def _row(
-    what: str,
-    setting: str,
-    ours: Work,
-    peer: str,
-    theirs: Work | None,
-    *,
-    repeats: int,
-    faster: float | None = None,
-    within: float | None = None,
-    device: str = "cpu",
-) -> Row:
-    """Measure one line. `faster`: least ratio asked for; `within`: most seconds asked for."""
-    memory = peak_memory(ours, device)
-    value, wanted = ours(), theirs() if theirs else None
-    error = math.nan
-    if wanted is not None:
-        a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (value, wanted))
-        error = float((a - b).abs().max() / b.abs().max())
-    mine, others = _medians(ours, theirs, repeats, device)
-    bar, met = "", None
-    if faster is not None:
-        bar, met = f"time x {1 / faster:.3g}", others / mine >= faster
-    elif within is not None:
-        bar, met = f"{within * 1e3:.3g} ms", mine <= within
-    return Row(what, setting, mine, peer, others, error, memory, bar, met)
 
 
 def _hypervolumes(quick: bool) -> Iterator[Row]:
@@ -133,7 +43,7 @@ def _hypervolumes(quick: bool) -> Iterator[Row]:
         for n in (10, 1000, 10_000):
             ours, theirs = pair(n, m)
             repeats = 501 if n < 10_000 else 15
-            row = _row("hypervolume", f"{n} x {m}", ours, "moocore", theirs, repeats=repeats)
+            row = compare("hypervolume", f"{n} x {m}", ours, "moocore", theirs, repeats=repeats)
             overhead = row.ours - row.theirs
             met = overhead <= 100e-6 if n == 10 else row.ratio >= 1 / 1.3
             bar = "+ 100 us" if n == 10 else "time x 1.3"
@@ -142,12 +52,12 @@ def _hypervolumes(quick: bool) -> Iterator[Row]:
     for n, m, faster in cases:
         ours, theirs = pair(n, m)
         repeats = 1 if quick else 3
-        yield _row(
+        yield compare(
             "hypervolume", f"{n} x {m}", ours, "moocore", theirs, repeats=repeats, faster=faster
         )
     if not quick:
         ours, _ = pair(10_000, 6)
-        yield _row("hypervolume", "10000 x 6", ours, "moocore (over a minute)", None, repeats=1)
+        yield compare("hypervolume", "10000 x 6", ours, "moocore (over a minute)", None, repeats=1)
 
 
 def _contributions(quick: bool) -> Iterator[Row]:
@@ -164,7 +74,7 @@ def _contributions(quick: bool) -> Iterator[Row]:
             return moocore.hv_contributions(points.numpy(), ref=ref, maximise=True)
 
         setting = f"1000 x {m}"
-        yield _row("contributions", setting, ours, "moocore", theirs, repeats=repeats, faster=5)
+        yield compare("contributions", setting, ours, "moocore", theirs, repeats=repeats, faster=5)
 
 
 def _batches(devices: list[str]) -> Iterator[Row]:
@@ -179,7 +89,7 @@ def _batches(devices: list[str]) -> Iterator[Row]:
 
         for device in devices:
             there = points.to(device)
-            yield _row(
+            yield compare(
                 "hypervolume, batch",
                 f"1024 x 128 x {m} {device}",
                 partial(hypervolume, there, ref),
@@ -200,7 +110,7 @@ def _filters(devices: list[str]) -> Iterator[Row]:
     costs = (-points).numpy()
     for device in devices:
         there = points.to(device)
-        yield _row(
+        yield compare(
             "non-dominated",
             f"10000 x 3 {device}",
             partial(non_dominated, there),
@@ -211,7 +121,7 @@ def _filters(devices: list[str]) -> Iterator[Row]:
             device=device,
         )
     few = sphere(1000, 3)
-    yield _row(
+    yield compare(
         "non-dominated",
         "1000 x 3",
         lambda: non_dominated(few),
@@ -227,7 +137,7 @@ def _peers() -> Iterator[Row]:
 
     points = sphere(100, 4)
     ref, costs = torch.zeros(4, dtype=points.dtype), (-points).numpy()
-    yield _row(
+    yield compare(
         "hypervolume",
         "100 x 4",
         lambda: hypervolume(points, ref),
@@ -236,7 +146,7 @@ def _peers() -> Iterator[Row]:
         repeats=3,
     )
     indicator = HV(ref_point=ref.numpy())
-    yield _row(
+    yield compare(
         "hypervolume",
         "100 x 4",
         lambda: hypervolume(points, ref),
@@ -253,7 +163,7 @@ def _polar(devices: list[str]) -> Iterator[Row]:
         there = points.to(device)
         value, error = polar_hypervolume(there, ref)
         off = abs(value.item() - exact) / error.item()
-        row = _row(
+        row = compare(
             "polar, 16384 directions",
             f"1000 x 6 {device}",
             partial(hypervolume, there, ref, method="polar"),
@@ -281,7 +191,7 @@ def _gradients() -> Iterator[Row]:
             up, down = leaf.detach() + moves, leaf.detach() - moves
             return ((hypervolume(up, ref) - hypervolume(down, ref)) / (2 * step)).view_as(leaf)
 
-        row = _row("gradient", f"15 x {m}", ours, "finite differences", differences, repeats=3)
+        row = compare("gradient", f"15 x {m}", ours, "finite differences", differences, repeats=3)
         met = row.error < 1e-6 and not bool(ours()[12:].any())
         yield replace(row, bar="6 digits, 0 if dominated", met=met)
 
@@ -327,7 +237,7 @@ def _archive(quick: bool, devices: list[str]) -> Iterator[Row]:
                 return gained
 
             setting = f"10000 x 4 + 1000, {share} {device}"
-            yield _row(
+            yield compare(
                 "archive, sum of gains",
                 setting,
                 insert,
@@ -338,7 +248,7 @@ def _archive(quick: bool, devices: list[str]) -> Iterator[Row]:
                 device=device,
             )
             if share.startswith("a tenth") and not quick:
-                yield _row(
+                yield compare(
                     "archive, gain of each",
                     setting,
                     insert,
@@ -369,8 +279,9 @@ def _agreement(quick: bool) -> Iterator[Row]:
                 }
                 for front in shapes.values():
                     wanted = moocore.hypervolume(front.numpy(), ref=[0.0] * m, maximise=True)
-                    ours = hypervolume(front.to(dtype), [0.0] * m).item()
-                    worst = max(worst, abs(ours / wanted - 1))
+                    for method in METHODS if n <= 100 else METHODS[:1]:
+                        ours = hypervolume(front.to(dtype), [0.0] * m, method=method).item()
+                        worst = max(worst, abs(ours / wanted - 1))
         yield Row(
             "agreement, 7 shapes",
             f"n <= 1000, m = 2..6, {str(dtype)[6:]}",
@@ -382,36 +293,6 @@ def _agreement(quick: bool) -> Iterator[Row]:
             f"{tolerance:.0e}",
             worst <= tolerance,
         )
-
-
-def _table(rows: list[Row]) -> str:
-    head = ("what", "setting", "ours", "peer", "peer's", "ratio", "rel. error", "memory", "bar", "")
-    lines = [head]
-    for row in rows:
-        met = "" if row.met is None else "met" if row.met else "MISSED"
-        lines.append(
-            (
-                row.what,
-                row.setting,
-                _number(row.ours * 1e3, " ms"),
-                row.peer,
-                _number(row.theirs * 1e3, " ms"),
-                _number(row.ratio, "x"),
-                _number(row.error, ""),
-                _number(row.memory / 2**20, " MB"),
-                row.bar,
-                met,
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def _number(value: float, unit: str) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}{unit}"
 
 
 def run(quick: bool = False, device: str | None = None) -> list[Row]:
@@ -446,5 +327,5 @@ def run(quick: bool = False, device: str | None = None) -> list[Row]:
             rows.extend(part)
     finally:
         torch.set_num_threads(threads)
-    print(_table(rows))
+    print(table(rows))
     return rows
