@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,3 +83,9 @@ def test_published_settings():
     assert METHODS["mogfn_pc"].conditional and METHODS["goal_conditioned"].conditional
     assert METHODS["goal_conditioned"].defaults["scalarization"] == "focus"
     assert METHODS["fm"].needs_flow and not METHODS["tb"].needs_flow
+
+
+def test_the_page_lists_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| .* \| .*arxiv", page, re.MULTILINE)
+    assert listed == list(METHODS)
