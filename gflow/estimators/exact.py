@@ -1,4 +1,4 @@
-"""How good is a sampler: exact distributions on small spaces, and bounds elsewhere."""
+"""The truth on small spaces: exact distributions and flows, and how far a policy is from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gflow.mdp import Condition, Environment, Policy, States, Trajectories, concat_states, evaluate
+from gflow.mdp import Condition, Environment, Policy, States, concat_states
 
 
 class Distribution(NamedTuple):
@@ -34,7 +34,8 @@ def terminating_distribution(policy: Policy, condition: Condition) -> Distributi
         condition: a single condition (n = 1).
 
     Raises:
-        ValueError: the environment is not enumerable.
+        ValueError: the environment is not enumerable, or has trajectories longer than its
+            `max_steps`.
     """
     env = policy.env
     if not env.enumerable:
@@ -45,9 +46,10 @@ def terminating_distribution(policy: Policy, condition: Condition) -> Distributi
     mass = torch.ones(1, dtype=torch.float64, device=states.data.device)
     found: list[States] = []
     masses: list[Tensor] = []
-    while states.n:
-        here = condition.rows(torch.zeros(states.n, dtype=torch.int64, device=mass.device))
-        kernel = policy(states, here, frozenset({"log_pf"})).forward
+    for _ in range(env.max_steps):
+        if not states.n:
+            break
+        kernel = policy(states, _repeat(condition, states.n), frozenset({"log_pf"})).forward
         assert kernel is not None
         log_p = kernel.log_probs().double()
         row, action = (log_p > -torch.inf).nonzero(as_tuple=True)
@@ -57,6 +59,8 @@ def terminating_distribution(policy: Policy, condition: Condition) -> Distributi
             found.append(children.rows(children.done))
             masses.append(flow[children.done])
         states, mass = _merge(children.rows(~children.done), flow[~children.done])
+    if states.n:
+        raise ValueError(_endless(env))
     return Distribution(*_merge(concat_states(found), torch.cat(masses)))
 
 
@@ -67,16 +71,26 @@ def unflatten(env: Environment, action: Tensor) -> Tensor:
     return torch.stack(torch.unravel_index(action, env.action_sizes), -1)
 
 
+def _endless(env: Environment) -> str:
+    return f"{type(env).__name__} has unfinished states after its {env.max_steps} steps"
+
+
+def _repeat(condition: Condition, n: int) -> Condition:
+    """A single condition for n rows."""
+    device = condition.inverse_temperature.device
+    return condition.rows(torch.zeros(n, dtype=torch.int64, device=device))
+
+
 def _merge(states: States, mass: Tensor) -> tuple[States, Tensor]:
     """Join equal states, adding up their mass."""
     if not states.n:
         return states, mass
-    first, member = _distinct(states)
+    first, member = distinct(states)
     return states.rows(first), mass.new_zeros(len(first)).index_add(0, member, mass)
 
 
-def _distinct(states: States) -> tuple[Tensor, Tensor]:
-    """Where each distinct state first occurs, and the number of the distinct state of each row."""
+def distinct(states: States) -> tuple[Tensor, Tensor]:
+    """Where each of u distinct states first occurs [u], and which of them each row is [n]."""
     key = torch.cat([states.data.flatten(1), states.done.unsqueeze(1)], 1)
     distinct, member = key.unique(dim=0, return_inverse=True)
     index = torch.arange(states.n, device=member.device)
@@ -117,8 +131,12 @@ def legal_actions(env: Environment, states: States) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def exact_flows(env: Environment, log_reward: Callable[[States], Tensor]) -> Flows:
-    """The flow with uniform P_B and F(x) = R(x), by dynamic programming backward from the rewards.
+def exact_flows(
+    env: Environment,
+    log_reward: Callable[[States], Tensor],
+    log_pb: Callable[[States, Tensor], Tensor] | None = None,
+) -> Flows:
+    """The flow of a given P_B with F(x) = R(x), by dynamic programming backward from the rewards.
 
     F(s) = sum over children s' of F(s') P_B(s | s') (GFlowNet Foundations, 2111.09266). Meant for
     tests: it holds every transition.
@@ -126,6 +144,8 @@ def exact_flows(env: Environment, log_reward: Callable[[States], Tensor]) -> Flo
     Args:
         env: an environment with few states.
         log_reward: log R [k] of finished states.
+        log_pb: log P_B [k] of backward actions [k] in states, see `policy_log_pb`; uniform over
+            parents by default.
 
     Raises:
         ValueError: the environment has trajectories longer than its `max_steps`.
@@ -135,58 +155,94 @@ def exact_flows(env: Environment, log_reward: Callable[[States], Tensor]) -> Flo
     levels: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while bool((~frontier.done).any()):
         if len(levels) == env.max_steps:
-            raise ValueError(
-                f"{type(env).__name__} has unfinished states after its {env.max_steps} steps"
-            )
+            raise ValueError(_endless(env))
         going = (~frontier.done).nonzero().squeeze(1)
         row, action = legal_actions(env, frontier.rows(going))
         children = env.step(frontier.rows(going[row]), action)
-        first, member = _distinct(children)
-        log_pb = -env.backward_mask(children).sum(1).double().log()
-        levels.append((total - frontier.n + going[row], action, total + member, log_pb))
+        first, member = distinct(children)
+        if log_pb is None:
+            undoing = -env.backward_mask(children).sum(1).double().log()
+        else:
+            parents = frontier.rows(going[row])
+            undoing = log_pb(children, env.backward_action(parents, action)).double()
+        levels.append((total - frontier.n + going[row], action, total + member, undoing))
         frontier = children.rows(first)
         known.append(frontier)
         total += frontier.n
     states = concat_states(known)
     log_flow = torch.full((total,), -torch.inf, dtype=torch.float64)
     log_flow[states.done] = log_reward(states.rows(states.done)).double()
-    for parent, _, child, log_pb in reversed(levels):
+    for parent, _, child, undoing in reversed(levels):
         # Children are finished, or belong to the level just done.
-        share = log_flow[child] + log_pb
+        share = log_flow[child] + undoing
         top = torch.full_like(log_flow, -torch.inf).scatter_reduce(0, parent, share, "amax")
         mass = torch.zeros_like(log_flow).index_add(0, parent, (share - top[parent]).exp())
         log_flow[parent] = (top + mass.log())[parent]
-    parent, action, child, log_pb = (torch.cat(column) for column in zip(*levels, strict=True))
-    log_pf = log_flow[child] + log_pb - log_flow[parent]
-    return Flows(states, log_flow, parent, action, child, log_pf, log_pb)
+    parent, action, child, undoing = (torch.cat(column) for column in zip(*levels, strict=True))
+    log_pf = log_flow[child] + undoing - log_flow[parent]
+    return Flows(states, log_flow, parent, action, child, log_pf, undoing)
 
 
-def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Half the L1 distance of two distributions [n] over the same states."""
-    return 0.5 * (p - q).abs().sum()
+def policy_log_pb(policy: Policy, condition: Condition) -> Callable[[States, Tensor], Tensor]:
+    """log P_B of a policy under a single condition (n = 1), as `exact_flows` wants it."""
 
+    def log_pb(states: States, undone: Tensor) -> Tensor:
+        kernel = policy(states, _repeat(condition, states.n), frozenset({"log_pb"})).backward
+        assert kernel is not None
+        return kernel.log_prob(undone)
 
-class Bounds(NamedTuple):
-    """Estimates of log Z from sampled trajectories.
-
-    Attributes:
-        elbo: mean of log R + log P_B - log P_F, at most log Z in expectation.
-        log_z: log of the mean importance weight; unbiased for Z, low for log Z.
-        effective_sample_size: of the importance weights, in (0, B].
-    """
-
-    elbo: Tensor
-    log_z: Tensor
-    effective_sample_size: Tensor
+    return log_pb
 
 
 @torch.no_grad()
-def log_z_bounds(policy: Policy, batch: Trajectories) -> Bounds:
-    """Lower bounds of log Z from trajectories sampled by P_F itself (no exploration)."""
-    evaluation = evaluate(policy, batch, frozenset({"log_pb_total"}))
-    assert evaluation.log_pb is not None and batch.log_reward is not None
-    log_w = batch.log_reward + (evaluation.log_pb - evaluation.log_pf).double().sum(1)
-    n = torch.tensor(float(batch.n))
-    log_z = torch.logsumexp(log_w, 0) - n.log()
-    ess = (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp()
-    return Bounds(log_w.mean(), log_z, ess)
+def flow_residuals(
+    policy: Policy, condition: Condition, log_reward: Callable[[States], Tensor]
+) -> Tensor:
+    """Flow consistency: log F(s) P_F(s' | s) - log F(s') P_B(s | s') of every transition, [m].
+
+    All are 0 exactly where P_F, P_B and log F are one flow towards R (2111.09266). F(s') of a
+    finished state is its reward.
+
+    Args:
+        policy: policy with a flow head, of an environment with few states.
+        condition: a single condition (n = 1).
+        log_reward: log R [k] of finished states.
+
+    Raises:
+        ValueError: the policy has no flow head, or trajectories are longer than `max_steps`.
+    """
+    states, flow, parent, action, child, _, log_pb = exact_flows(
+        policy.env, log_reward, policy_log_pb(policy, condition)
+    )
+    going = (~states.done).nonzero().squeeze(1)
+    needs = frozenset({"log_pf", "log_flow"})
+    heads = policy(states.rows(going), _repeat(condition, len(going)), needs)
+    if heads.log_flow is None:
+        raise ValueError("flow consistency needs log F(s): build the policy with flow=True")
+    flow[going] = heads.log_flow.to(flow)
+    here = _repeat(condition, len(parent))
+    kernel = policy(states.rows(parent), here, frozenset({"log_pf"})).forward
+    assert kernel is not None
+    return flow[parent] + kernel.log_prob(action).double() - flow[child] - log_pb
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Half the L1 distance of two distributions [n] over the same states, in [0, 1].
+
+    The field also reports sum |p - q|, which is twice this, and its mean over the n states.
+    """
+    return 0.5 * (p - q).abs().sum()
+
+
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) = sum p log(p / q) in nats, of distributions [n] over the same states.
+
+    Infinite where q is 0 and p is not.
+    """
+    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum()
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """Mean KL of p and q from their average in nats, in [0, log 2]; symmetric."""
+    middle = 0.5 * (p + q)
+    return 0.5 * (kl_divergence(p, middle) + kl_divergence(q, middle))
