@@ -1,0 +1,111 @@
+"""The environment contract: a batched, stateless MDP."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflow.kernels import gumbel_noise
+from gflow.mdp.states import States
+
+
+class Environment(ABC):
+    """A batched MDP. Subclasses set the attributes below and define the abstract methods.
+
+    Rows with nothing to do (finished rows forward, initial rows backward) must come back
+    unchanged from `step` / `backstep`, and their mask must allow exactly the last entry, so that
+    no softmax ever runs over an empty set.
+
+    Attributes:
+        state_shape: shape of one state's tensor.
+        action_sizes: sizes of the action's factors; (A,) for a plain action.
+        n_backward_actions: number of backward actions A_b.
+        max_steps: no trajectory has more transitions than this, the stop step included.
+        observation_size: width of the tensor `observe` returns (0 where it returns a record).
+        has_stop: the last transition of every trajectory is an explicit stop action, whose
+            undoing is certain (log P_B = 0).
+        fixed_length: every trajectory has exactly `max_steps` transitions.
+        tree: every state has one parent, so P_B = 1.
+        enumerable: small enough for `all_terminal_states` and exact distributions.
+    """
+
+    state_shape: tuple[int, ...]
+    action_sizes: tuple[int, ...]
+    n_backward_actions: int
+    max_steps: int
+    observation_size: int = 0
+    has_stop: bool = True
+    fixed_length: bool = False
+    tree: bool = False
+    enumerable: bool = False
+
+    @abstractmethod
+    def initial(self, n: int, device: torch.device | str = "cpu") -> States:
+        """`n` copies of the initial state s0."""
+
+    @abstractmethod
+    def step(self, states: States, actions: Tensor) -> States:
+        """Apply `actions` ([n], or [n, factors]); finished rows stay as they are."""
+
+    @abstractmethod
+    def backstep(self, states: States, actions: Tensor) -> States:
+        """Undo one transition by backward `actions` [n]; initial rows stay as they are."""
+
+    @abstractmethod
+    def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
+        """Legal actions [n, A], bool; with `chosen` factors given, those of the next factor."""
+
+    @abstractmethod
+    def backward_mask(self, states: States) -> Tensor:
+        """Legal backward actions [n, A_b], bool, one per distinct parent state."""
+
+    @abstractmethod
+    def observe(self, states: States) -> Any:
+        """What a policy network eats: a float tensor [n, observation_size] or a record."""
+
+    @abstractmethod
+    def decode(self, states: States) -> list[Any]:
+        """Terminal states as the user's objects."""
+
+    def encode(self, objects: Sequence[Any]) -> States:
+        """Terminal states of the user's objects, the inverse of `decode` (on the CPU)."""
+        raise NotImplementedError(f"{type(self).__name__} cannot encode objects")
+
+    def backward_action(self, states: States, actions: Tensor) -> Tensor:
+        """Backward action [n] that undoes forward `actions` taken in `states`.
+
+        By default both spaces share their numbering.
+        """
+        return actions
+
+    def forward_action(self, states: States, actions: Tensor) -> Tensor:
+        """Forward action that redoes what backward `actions` undo in the children `states`."""
+        return actions
+
+    def log_n_paths(self, states: States) -> Tensor:
+        """log of the number of action sequences that build each state, [n] float64."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form path count")
+
+    def all_terminal_states(self) -> States:
+        """Every terminal state once (enumerable environments)."""
+        raise NotImplementedError(f"{type(self).__name__} is not enumerable")
+
+    def noise(
+        self,
+        steps: int,
+        n: int,
+        generator: torch.Generator | None,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        backward: bool = False,
+    ) -> Tensor:
+        """The randomness of `steps` steps of n rows, consumed by `Kernel.sample`.
+
+        Gumbel noise [steps, n, sum of action sizes] (or [steps, n, A_b] backward).
+        """
+        width = self.n_backward_actions if backward else sum(self.action_sizes)
+        return gumbel_noise((steps, n, width), generator, dtype, device)

@@ -1,0 +1,184 @@
+"""Trajectories re-evaluated under a policy: one forward pass over the real steps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gflow.kernels import Categorical
+from gflow.mdp.contracts import Policy
+from gflow.mdp.environment import Environment
+from gflow.mdp.states import States
+from gflow.mdp.trajectories import Trajectories
+
+
+class Evaluation(NamedTuple):
+    """A batch re-evaluated under the current policy, with gradient.
+
+    Attributes:
+        log_pf: [B, T], 0 on padding.
+        log_pb: [B, T], 0 on padding and on the stop step.
+        log_flow: [B, T], log F of the state each transition leaves, 0 on padding.
+        log_z: [B].
+        construction: [B, T] bool, real transitions other than the stop step.
+        log_stop: [B, T], log P_F(stop) in the state each transition leaves, 0 on padding.
+        energy: [B, T], learned log-reward of each transition, 0 on padding and the stop step.
+        backward_kl: [B, T], KL(uniform || P_B) over the parents of the state that each
+            construction step enters, 0 elsewhere.
+        log_inflow: [B, T], log of the total flow into the state that each construction step
+            enters, 0 elsewhere.
+    """
+
+    log_pf: Tensor
+    log_pb: Tensor | None
+    log_flow: Tensor | None
+    log_z: Tensor | None
+    construction: Tensor
+    log_stop: Tensor | None = None
+    energy: Tensor | None = None
+    backward_kl: Tensor | None = None
+    log_inflow: Tensor | None = None
+
+
+def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Evaluation:
+    """Recompute what `needs` names in one forward pass over the real steps only.
+
+    Args:
+        policy: the policy to evaluate.
+        batch: B trajectories.
+        needs: subset of {"log_pb", "log_pb_total", "log_flow", "log_z", "log_stop", "energy",
+            "backward_kl", "log_inflow"}; log P_F always comes. "log_pb_total" promises that only
+            the sum of log P_B over a trajectory will be used, which spares the path counts of
+            intermediate states. "log_inflow" costs a second pass, over the parents.
+
+    Returns:
+        An `Evaluation`; entries that were not asked for are None.
+    """
+    env, valid = policy.env, batch.valid
+    kind = "tree" if env.tree else policy.backward
+    if "backward_kl" in needs and kind != "learned":
+        raise ValueError(f"a {kind} backward policy has no parameters to pull towards uniform")
+    want_pb = bool(needs & {"log_pb", "log_pb_total", "backward_kl"})
+    lengths = valid.sum(1)
+    visited = torch.nn.functional.pad(valid, (0, 1))
+    if want_pb and kind in ("learned", "uniform") and not env.has_stop:
+        # The last transition is a construction step: its P_B is asked at the terminal state.
+        visited[torch.arange(batch.n, device=valid.device), lengths] = True
+    row, column = visited.nonzero(as_tuple=True)
+    done = column >= lengths[row]
+    if batch.complete is not None:
+        done &= batch.complete[row]
+    states = States(batch.states[row, column], column, done)
+    construction = torch.nn.functional.pad(valid[:, 1:], (0, 1)) if env.has_stop else valid
+
+    asked = {"log_pf"} | (needs & {"log_flow", "energy"})
+    if want_pb and kind == "learned":
+        asked |= {"log_pb"}
+    heads = policy(states, batch.condition.rows(row), frozenset(asked))
+    assert heads.forward is not None
+    last = valid.shape[1] - 1
+    actions = batch.actions[row, column.clamp(max=last)]
+    log_pf = _scatter(heads.forward.log_prob(actions), valid, row, column, column <= last)
+
+    log_pb: Tensor | None = None
+    backward_kl: Tensor | None = None
+    if want_pb:
+        if kind == "tree":
+            log_pb = torch.zeros_like(log_pf)
+        elif kind == "paths":
+            log_pb = _log_pb_by_paths(env, batch, total="log_pb" not in needs).to(log_pf.dtype)
+        else:
+            if kind == "learned":
+                assert heads.backward is not None
+                undone = batch.backward_actions[row, (column - 1).clamp(min=0)]
+                values = heads.backward.log_prob(undone)
+                if "backward_kl" in needs:
+                    legal = env.backward_mask(states)
+                    even = Categorical(torch.zeros_like(legal, dtype=values.dtype), legal)
+                    spread = even.kl(heads.backward)
+                    backward_kl = _scatter(spread, construction, row, column - 1, column > 0)
+            else:
+                values = -env.backward_mask(states).sum(-1).to(log_pf.dtype).log()
+            log_pb = _scatter(values, valid, row, column - 1, column > 0)
+
+    log_flow: Tensor | None = None
+    if "log_flow" in needs:
+        if heads.log_flow is None:
+            raise ValueError("the objective needs log F(s): build the policy with flow=True")
+        log_flow = _scatter(heads.log_flow, valid, row, column, column <= last)
+    log_stop: Tensor | None = None
+    if "log_stop" in needs:
+        stop = stop_action(env, row.device).expand(len(row), *actions.shape[1:])
+        values = heads.forward.log_prob(stop)
+        log_stop = _scatter(values, valid, row, column, column <= last)
+    energy: Tensor | None = None
+    if "energy" in needs:
+        if heads.energy is None:
+            raise ValueError("the objective needs learned energies: give the policy such a head")
+        values = heads.energy.gather(1, actions.unsqueeze(1)).squeeze(1)
+        energy = _scatter(values, construction, row, column, column <= last)
+    log_z = policy.log_z(batch.condition) if "log_z" in needs else None
+    log_inflow = _log_inflow(policy, batch, construction) if "log_inflow" in needs else None
+    return Evaluation(
+        log_pf, log_pb, log_flow, log_z, construction, log_stop, energy, backward_kl, log_inflow
+    )
+
+
+def _log_inflow(policy: Policy, batch: Trajectories, construction: Tensor) -> Tensor:
+    """log sum over parents s of F(s) P_F(s' | s), s' entered by each construction step, [B, T]."""
+    env = policy.env
+    row, column = construction.nonzero(as_tuple=True)
+    done = column + 1 >= batch.lengths[row]
+    if batch.complete is not None:
+        done &= batch.complete[row]
+    children = States(batch.states[row, column + 1], column + 1, done)
+    legal = env.backward_mask(children)
+    if not bool(legal.any(-1).all()):
+        raise ValueError(f"{type(env).__name__}: a state that is not initial has no parent")
+    child, undone = legal.nonzero(as_tuple=True)
+    ends = children.rows(child)
+    parents, redone = env.backstep(ends, undone), env.forward_action(ends, undone)
+    needs = frozenset({"log_pf", "log_flow"})
+    heads = policy(parents, batch.condition.rows(row[child]), needs)
+    if heads.forward is None or heads.log_flow is None:
+        raise ValueError("the objective needs log F(s): build the policy with flow=True")
+    edge = heads.log_flow + heads.forward.log_prob(redone)
+    edges = edge.new_full(legal.shape, -torch.inf).index_put((child, undone), edge)
+    return _scatter(edges.logsumexp(-1), construction, row, column, column >= 0)
+
+
+def stop_action(env: Environment, device: torch.device | str = "cpu") -> Tensor:
+    """The forward action that stops, [1] or [1, factors].
+
+    Raises:
+        ValueError: trajectories of this environment do not end by a stop action.
+    """
+    if not env.has_stop:
+        raise ValueError(f"{type(env).__name__} has no stop action: every object has its own end")
+    start = env.initial(1, device)
+    finished = States(start.data, start.step + 1, torch.ones_like(start.done))
+    return env.forward_action(finished, env.backward_mask(finished).int().argmax(-1))
+
+
+def _scatter(values: Tensor, valid: Tensor, row: Tensor, column: Tensor, keep: Tensor) -> Tensor:
+    """Put `values` of the visited rows back at [B, T]; everything else is exactly 0."""
+    flat = torch.where(keep, row * valid.shape[1] + column, 0)
+    values = torch.where(keep, values, 0.0)
+    spread = values.new_zeros(valid.numel()).index_add(0, flat, values)
+    return torch.where(valid, spread.view(valid.shape), 0.0)
+
+
+def _log_pb_by_paths(env: Environment, batch: Trajectories, total: bool) -> Tensor:
+    """P_B uniform over all construction sequences: log n(s) - log n(s') (2312.14331)."""
+    n, horizon = batch.valid.shape
+    if total:
+        log_pb = torch.zeros(n, horizon, dtype=torch.float64, device=batch.valid.device)
+        log_pb[:, 0] = -env.log_n_paths(batch.terminal)
+        return log_pb
+    lengths = batch.lengths[:, None]
+    column = torch.arange(horizon + 1, device=lengths.device).expand(n, -1)
+    states = States(batch.states.flatten(0, 1), column.flatten(), (column >= lengths).flatten())
+    counts = env.log_n_paths(states).view(n, horizon + 1)
+    return torch.where(batch.valid, counts[:, :-1] - counts[:, 1:], 0.0)
