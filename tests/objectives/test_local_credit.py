@@ -173,6 +173,20 @@ def test_expected_dropout_loss_by_enumeration(dropout):
     close(full + dropout_variance(energy[None], edges, dropout), total / weight, 1e-10)
 
 
+def test_dropout_prefers_even_energies_to_true_ones():
+    """The true decomposition log 2 + log 3 of a pair of items costs something under dropout."""
+    env, batch = pairs_of_four()
+    policy = TabularPolicy(env, 2)
+    policy.energy.data[:] = ITEMS.log()
+    row = batch.rows(torch.tensor([PAIRS.index([1, 2])]))
+    close(EnergyDecomposition(0.0)(policy, row).value, 0.0, 1e-12)
+    # One of two edges is kept with probability 2 p (1 - p) / (1 - p^2): then n psi_k - log R.
+    chance = 2 * 0.1 * 0.9 / 0.99
+    close(EnergyDecomposition(0.1)(policy, row).value, chance * math.log(1.5) ** 2)
+    policy.energy.data[:] = math.log(6) / 2
+    close(EnergyDecomposition(0.1)(policy, row).value, 0.0, 1e-12)
+
+
 def test_energies_learn_to_add_up_and_the_policy_does_not_move_them():
     policy, batch = diamond_policy(), diamond_batch()
     balance = DetailedBalance(potential="energy")
