@@ -54,7 +54,8 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 def _ranks(values: Tensor) -> Tensor:
     """Ranks from 1; equal values get the mean of theirs."""
     _, member, count = values.unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - 0.5 * (count - 1).double())[member]
+    ranks: Tensor = count.cumsum(0) - 0.5 * (count - 1).double()
+    return ranks[member]
 
 
 def modes_found(states: States, rewards: Tensor, threshold: float) -> int:
