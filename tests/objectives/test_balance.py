@@ -78,6 +78,14 @@ def test_log_z_that_minimises_the_loss():
     close(VarGrad()(policy, batch).metrics["log_z"], 2.288741)
 
 
+def test_a_constant_on_the_log_reward_moves_log_z_alone():
+    policy, batch = diamond_policy(), diamond_batch()
+    before = TrajectoryBalance()(policy, batch).value
+    batch.log_reward = batch.log_reward + 1.7
+    policy.log_z.bias.data += 1.7
+    close(TrajectoryBalance()(policy, batch).value, before, 1e-12)
+
+
 def test_vargrad_ignores_the_scale_of_the_reward():
     batch = diamond_batch()
     before = VarGrad()(diamond_policy(), batch).value

@@ -7,6 +7,8 @@ import torch
 from scipy.optimize import minimize
 
 from gflow.conditions import Conditions
+from gflow.envs.grid_rewards import GridObjectives
+from gflow.envs.grids import HyperGrid
 from gflow.mdp import Reward, evaluate
 from gflow.objectives.balance import (
     BackwardUniformity,
@@ -29,6 +31,11 @@ from tests.diamond import close, diamond, diamond_batch, diamond_policy, distrib
 ALL = torch.ones(4, 4, dtype=torch.bool)
 FRONT = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.4, 0.4], [0.5, 0.5]], dtype=torch.float64)
 """Two rewards of the empty set, a, b, ab; only b is dominated (by ab)."""
+
+
+def grid():
+    """The 32 x 32 grid of the published comparison."""
+    return HyperGrid(2, 32, stop_at_border=True)
 
 
 def order(values, tie=0.0):
@@ -113,6 +120,11 @@ def test_duplicates_of_a_front_member_all_count():
 def test_standard_and_not_weak_dominance():
     """Weak dominance asks for a strict lead everywhere and would keep the second candidate."""
     assert order([[1.0, 1.0], [1.0, 0.5]]).tolist() == [[False, False], [True, False]]
+    values = GridObjectives(("shubert", "beale"))(grid().all_terminal_states())
+    assert len(values) == 1023
+    weakly = (values.unsqueeze(1) > values).all(-1)
+    assert int((~dominance(values).any(0)).sum()) == 22
+    assert int((~weakly.any(0)).sum()) == 30
 
 
 def test_groups_are_never_compared():
