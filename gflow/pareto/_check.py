@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,10 @@ def read_reference(ref_point: Tensor | Sequence[float], points: Tensor) -> Tenso
             raise TypeError(f"ref_point must be a floating tensor, not {ref_point.dtype}")
         reference, finite = ref_point.to(points.dtype), bool(ref_point.isfinite().all())
     else:
+        if not isinstance(ref_point, Iterable):
+            raise TypeError(
+                f"ref_point must be a tensor or m numbers, not {type(ref_point).__name__}"
+            )
         values = [float(value) for value in ref_point]
         reference, finite = points.new_tensor(values), all(map(math.isfinite, values))
     if not finite:

@@ -45,8 +45,9 @@ def measure(gains: Tensor, method: str, memory_budget: int) -> Tensor:
         return volume(front.unsqueeze(0), memory_budget)[0]
 
     values = gains.new_empty(len(gains))
-    for i, front in enumerate(gains):
-        values[i] = tiled_volume(front, base, cuts, memory_budget)
+    fronts = non_dominated(gains, deduplicate=True, memory_budget=memory_budget)
+    for i, keep in enumerate(fronts):
+        values[i] = tiled_volume(gains[i, keep], base, cuts, memory_budget)
     return values
 
 

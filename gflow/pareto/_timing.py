@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -43,9 +45,7 @@ def peak_memory(work: Work, device: str = "cpu") -> float:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    try:
-        reset.write_text("5")
-    except OSError:
+    if not os.access(reset, os.W_OK):
         work()
         return math.nan
 
@@ -53,6 +53,10 @@ def peak_memory(work: Work, device: str = "cpu") -> float:
         (line,) = [line for line in status.read_text().splitlines() if line.startswith(field)]
         return int(line.split()[1]) * 1024
 
+    # Memory that was freed and not given back would hide what is used again.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    reset.write_text("5")
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before
@@ -86,15 +90,21 @@ def compare(
     repeats: int,
     faster: float | None = None,
     within: float | None = None,
+    zeros: bool = True,
     device: str = "cpu",
 ) -> Row:
-    """Measure one line. `faster`: least ratio asked for; `within`: most seconds asked for."""
+    """Measure one line.
+
+    `faster` is the least ratio asked for, `within` the most seconds asked for; without `zeros`
+    values for which the peer gives 0 are not compared.
+    """
     memory = peak_memory(ours, device)
     value, wanted = ours(), theirs() if theirs else None
     error = math.nan
     if wanted is not None:
         a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (value, wanted))
-        error = float((a - b).abs().max() / b.abs().max())
+        gap = (a - b).abs() if zeros else (a - b)[b != 0].abs()
+        error = float(gap.max() / b.abs().max())
     mine, others = _medians(ours, theirs, repeats, device)
     bar, met = "", None
     if faster is not None:

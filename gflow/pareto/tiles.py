@@ -35,7 +35,7 @@ def tiled_volume(
     HV(S) = sum over tiles of HV({min(d, hi) - lo : d in S, d > lo}), lo and hi on the cut axes.
 
     Args:
-        gains: [n, m] >= 0.
+        gains: [n, m] >= 0; dominated rows change nothing but the time.
         base: hypervolume over the origin of a small front [k, m].
         cuts: slabs on each axis, at distinct quantiles of the points at hand, so that ties and
             clusters give fewer slabs and never an empty one.
@@ -46,7 +46,6 @@ def tiled_volume(
     """
 
     def fill(d: Tensor, axis: int) -> Tensor:
-        d = d[non_dominated(d, deduplicate=True, memory_budget=memory_budget)]
         n, m = d.shape
         if axis == m - 2 or n <= SMALL or cuts == 1:
             return base(d)
@@ -57,7 +56,8 @@ def tiled_volume(
         for high in values[places].unique().tolist():
             slab = d[d[:, axis] > low]
             slab[:, axis] = slab[:, axis].clamp(max=high) - low
-            total = total + fill(slab, axis + 1)
+            keep = non_dominated(slab, deduplicate=True, memory_budget=memory_budget)
+            total = total + fill(slab[keep], axis + 1)
             low = high
         return total
 

@@ -10,8 +10,7 @@ from gflow.pareto._check import check_mask
 
 def _ranked(rewards: Tensor, mask: Tensor | None, k: int) -> Tensor:
     """Positions of the k best rewards, best first, [..., k]."""
-    if not isinstance(rewards, Tensor) or not rewards.is_floating_point() or rewards.dim() < 1:
-        raise TypeError("rewards must be a floating tensor [..., n]")
+    _check_rewards(rewards)
     valid = ~rewards.isnan()
     if mask is not None:
         check_mask(mask, rewards.unsqueeze(-1))
@@ -106,6 +105,7 @@ def modes(
     Source: Bengio et al., "Flow network based generative models for non-iterative diverse
     candidate generation", 2021 (arXiv 2106.04399).
     """
+    _check_rewards(rewards)
     if rewards.dim() != 1:
         raise ValueError(f"rewards must be [n], not {list(rewards.shape)}")
     _check_matrix(similarity, rewards, "similarity")
@@ -123,6 +123,11 @@ def modes(
             if len(kept) == k:
                 break
     return order[torch.tensor(kept, device=order.device)]
+
+
+def _check_rewards(rewards: Tensor) -> None:
+    if not isinstance(rewards, Tensor) or not rewards.is_floating_point() or rewards.dim() < 1:
+        raise TypeError("rewards must be a floating tensor [..., n]")
 
 
 def _check_matrix(matrix: Tensor, rewards: Tensor, name: str) -> None:

@@ -57,6 +57,7 @@ def test_modes_are_unlike_every_better_one():
         (lambda: top_k_reward(REWARDS, 1, torch.ones(4)), TypeError, "bool tensor"),
         (lambda: top_k_diversity(REWARDS, DISTANCES, 1), ValueError, "at least 2"),
         (lambda: top_k_diversity(REWARDS, DISTANCES[:2], 2), ValueError, "distances must have"),
+        (lambda: modes([0.5], DISTANCES), TypeError, "rewards must be a floating tensor"),
         (lambda: modes(DISTANCES, DISTANCES), ValueError, r"rewards must be \[n\]"),
         (lambda: modes(REWARDS, DISTANCES.to("meta")), ValueError, "similarity is on meta"),
     ],
