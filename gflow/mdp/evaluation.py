@@ -63,7 +63,8 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     want_pb = bool(needs & {"log_pb", "log_pb_total", "backward_kl"})
     lengths = valid.sum(1)
     visited = torch.nn.functional.pad(valid, (0, 1))
-    if want_pb and kind in ("learned", "uniform") and not env.has_stop:
+    at_ends = want_pb and kind in ("learned", "uniform") and not env.has_stop
+    if at_ends:
         # The last transition is a construction step: its P_B is asked at the terminal state.
         visited[torch.arange(batch.n, device=valid.device), lengths] = True
     row, column = visited.nonzero(as_tuple=True)
@@ -78,9 +79,19 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         asked |= {"log_pb"}
     heads = policy(states, batch.condition.rows(row), frozenset(asked))
     assert heads.forward is not None
-    last = valid.shape[1] - 1
-    actions = batch.actions[row, column.clamp(max=last)]
-    log_pf = _scatter(heads.forward.log_prob(actions), valid, row, column, column <= last)
+    # Of a terminal state any action will do: what it leaves is not a transition.
+    actions = batch.actions[row, column.clamp(max=valid.shape[1] - 1) if at_ends else column]
+
+    def leaving(values: Tensor) -> Tensor:
+        """Values of the visited rows, at the transitions that leave them: [B, T]."""
+        spread = _spread(values, visited)[:, :-1]
+        return torch.where(valid, spread, 0.0) if at_ends else spread
+
+    def entering(values: Tensor) -> Tensor:
+        """Values of the visited rows, at the transitions that enter them: [B, T]."""
+        return _spread(values, visited)[:, 1:]
+
+    log_pf = leaving(heads.forward.log_prob(actions))
 
     log_pb: Tensor | None = None
     backward_kl: Tensor | None = None
@@ -97,28 +108,26 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
                 if "backward_kl" in needs:
                     legal = env.backward_mask(states)
                     even = Categorical(torch.zeros_like(legal, dtype=values.dtype), legal)
-                    spread = even.kl(heads.backward)
-                    backward_kl = _scatter(spread, construction, row, column - 1, column > 0)
+                    backward_kl = entering(even.kl(heads.backward))
             else:
                 values = -env.backward_mask(states).sum(-1).to(log_pf.dtype).log()
-            log_pb = _scatter(values, valid, row, column - 1, column > 0)
+            log_pb = entering(values)
 
     log_flow: Tensor | None = None
     if "log_flow" in needs:
         if heads.log_flow is None:
             raise ValueError("the objective needs log F(s): build the policy with flow=True")
-        log_flow = _scatter(heads.log_flow, valid, row, column, column <= last)
+        log_flow = leaving(heads.log_flow)
     log_stop: Tensor | None = None
     if "log_stop" in needs:
         stop = stop_action(env, row.device).expand(len(row), *actions.shape[1:])
-        values = heads.forward.log_prob(stop)
-        log_stop = _scatter(values, valid, row, column, column <= last)
+        log_stop = leaving(heads.forward.log_prob(stop))
     energy: Tensor | None = None
     if "energy" in needs:
         if heads.energy is None:
             raise ValueError("the objective needs learned energies: give the policy such a head")
         values = heads.energy.gather(1, actions.unsqueeze(1)).squeeze(1)
-        energy = _scatter(values, construction, row, column, column <= last)
+        energy = torch.where(construction, leaving(values), 0.0)
     log_z = policy.log_z(batch.condition) if "log_z" in needs else None
     log_inflow = _log_inflow(policy, batch, construction) if "log_inflow" in needs else None
     return Evaluation(
@@ -146,7 +155,7 @@ def _log_inflow(policy: Policy, batch: Trajectories, construction: Tensor) -> Te
         raise ValueError("the objective needs log F(s): build the policy with flow=True")
     edge = heads.log_flow + heads.forward.log_prob(redone)
     edges = edge.new_full(legal.shape, -torch.inf).index_put((child, undone), edge)
-    return _scatter(edges.logsumexp(-1), construction, row, column, column >= 0)
+    return _spread(edges.logsumexp(-1), construction)
 
 
 def stop_action(env: Environment, device: torch.device | str = "cpu") -> Tensor:
@@ -162,12 +171,9 @@ def stop_action(env: Environment, device: torch.device | str = "cpu") -> Tensor:
     return env.forward_action(finished, env.backward_mask(finished).int().argmax(-1))
 
 
-def _scatter(values: Tensor, valid: Tensor, row: Tensor, column: Tensor, keep: Tensor) -> Tensor:
-    """Put `values` of the visited rows back at [B, T]; everything else is exactly 0."""
-    flat = torch.where(keep, row * valid.shape[1] + column, 0)
-    values = torch.where(keep, values, 0.0)
-    spread = values.new_zeros(valid.numel()).index_add(0, flat, values)
-    return torch.where(valid, spread.view(valid.shape), 0.0)
+def _spread(values: Tensor, places: Tensor) -> Tensor:
+    """Values [N] at the N True entries of `places` in their order; everything else exactly 0."""
+    return values.new_zeros(places.shape).masked_scatter(places, values)
 
 
 def _log_pb_by_paths(env: Environment, batch: Trajectories, total: bool) -> Tensor:
