@@ -85,8 +85,8 @@ class ParetoArchive:
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ids = torch.full(shape, -1, dtype=torch.long, device=device)
         self.ref_point = read_reference(ref_point, self.points)
-        signs(maximize, m)
-        self.maximize = maximize
+        factors = signs(maximize, m) or [1.0] * m
+        self.maximize = [factor > 0 for factor in factors]
         self.truncate = truncate
         self.memory_budget = memory_budget
 
@@ -166,7 +166,7 @@ class ParetoArchive:
             "mask": self.mask,
             "ids": self.ids,
             "ref_point": self.ref_point,
-            "maximize": self.maximize if isinstance(self.maximize, bool) else list(self.maximize),
+            "maximize": self.maximize,
             "truncate": self.truncate,
         }
 
@@ -194,7 +194,7 @@ class ParetoArchive:
         if not torch.equal(state["ref_point"].to(self.ref_point.device), self.ref_point):
             raise ValueError("the archive state has another reference point")
         for name in ("points", "mask", "ids"):
-            own[name].copy_(state[name])
+            setattr(self, name, state[name].to(self.points.device, copy=True))
 
     def _filtered(
         self, new: Tensor, valid: Tensor, old: Tensor, kept: Tensor
@@ -257,7 +257,7 @@ class ParetoArchive:
         reference = oriented(self.ref_point, self.maximize)
         reference = reference.expand(*self.points.shape[:-2], y.shape[-1])
         gains = y - flat(reference.unsqueeze(-2))
-        return gains * (counted & (gains > 0).all(-1)).unsqueeze(-1)
+        return gains.masked_fill(~(counted & (gains > 0).all(-1)).unsqueeze(-1), 0)
 
 
 def _marked(flags: Tensor) -> Tensor:

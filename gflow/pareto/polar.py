@@ -12,6 +12,7 @@ from torch import Tensor
 from gflow.pareto._check import (
     MEMORY_BUDGET,
     Maximize,
+    check_finite,
     check_points,
     oriented,
     read_reference,
@@ -65,7 +66,8 @@ def polar_hypervolume(
 
     Raises:
         TypeError: integer or half precision points.
-        ValueError: wrong shapes or devices, no reference point, fewer than two directions.
+        ValueError: wrong shapes or devices, infinite coordinates, no reference point, or fewer
+            than two directions.
 
     Source: Deng, Zhang, "Approximating hypervolume and hypervolume contributions using polar
     coordinate", 2019; Golovin, Zhang, "Random hypervolume scalarizations for provable
@@ -76,6 +78,7 @@ def polar_hypervolume(
     if n_directions < 2:
         raise ValueError(f"n_directions must be at least 2, not {n_directions}")
     valid = validity(points, mask)
+    check_finite(points, valid, "points")
     y = oriented(points, maximize) - oriented(reference, maximize).unsqueeze(-2)
     gains = torch.where(valid.unsqueeze(-1), y, torch.zeros_like(y)).clamp(min=0)
     m = gains.shape[-1]

@@ -167,6 +167,21 @@ def test_save_and_load():
     for name in ("points", "mask", "ids"):
         assert torch.equal(getattr(twin, name), getattr(archive, name))
     assert not torch.equal(state["points"], twin.points)
+    snapshot = twin.state_dict()
+    before = snapshot["points"].clone()
+    twin.load_state_dict(state)
+    twin.add(point + 1)
+    assert torch.equal(snapshot["points"], before)
+
+
+def test_nan_and_infinite_rows_of_one_condition_do_not_touch_the_others():
+    archive = ParetoArchive(8, [0.0, 0.0], batch_shape=(2,))
+    points = torch.tensor([[[1.0, 2.0], [2.0, 1.0]], [[math.nan, 1.0], [math.inf, 1.0]]])
+    mask = torch.tensor([[True, True], [True, False]])
+    assert archive.add(points, mask).tolist() == [[2, 1], [0, 0]]
+    assert archive.count.tolist() == [2, 0]
+    assert archive.hypervolume().tolist() == [3, 0]
+    assert archive.add(points.flip(0), mask.flip(0)).tolist() == [[0, 0], [2, 1]]
 
 
 @pytest.mark.parametrize(

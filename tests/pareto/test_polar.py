@@ -74,6 +74,8 @@ def test_bad_input():
         polar_hypervolume(torch.ones(3, 2), [0.0, 0.0], n_directions=1)
     with pytest.raises(ValueError, match="never guessed"):
         polar_hypervolume(torch.ones(3, 2), None)
+    with pytest.raises(ValueError, match="infinite"):
+        polar_hypervolume(torch.ones(3, 2) / 0, [0.0, 0.0])
 
 
 @pytest.mark.gpu
