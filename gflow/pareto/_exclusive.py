@@ -139,7 +139,7 @@ def _exclusive_block(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -
     counts = rows.bincount(minlength=len(box))
     if compiled(p):
         return box - host_volumes(inside, counts, memory_budget)
-    return box - _volume(_padded(inside, rows, counts), memory_budget)
+    return box - _volumes(inside, rows, counts, memory_budget)
 
 
 def _corner(p: Tensor, q: Tensor, active: Tensor) -> Tensor:
@@ -174,9 +174,23 @@ def _trimmed(rows: Tensor, inside: Tensor, edges: Tensor) -> tuple[Tensor, Tenso
     return rows, inside - corner[:, rows], left
 
 
-def _padded(values: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+def _volumes(inside: Tensor, rows: Tensor, counts: Tensor, memory_budget: int) -> Tensor:
+    """Hypervolumes [r] of ragged sets [m, total]; sets of like size are padded together."""
+    volumes = torch.zeros(len(counts), dtype=inside.dtype, device=inside.device)
+    low, high, most = 0, 4, int(counts.max())
+    while low < most:
+        chosen = (counts > low) & (counts <= high)
+        mine = chosen[rows]
+        places = (chosen.cumsum(0) - 1)[rows[mine]]
+        padded = _padded(inside[:, mine], places, counts[chosen], min(high, most))
+        volumes[chosen] = _volume(padded, memory_budget)
+        low, high = high, 2 * high
+    return volumes
+
+
+def _padded(values: Tensor, rows: Tensor, counts: Tensor, most: int) -> Tensor:
     """Ragged rows [m, total] as [m, r, most], zeros behind the last of each row."""
     slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    padded = values.new_zeros(len(values), len(counts), int(counts.max()))
+    padded = values.new_zeros(len(values), len(counts), most)
     padded[:, rows, slots] = values
     return padded
