@@ -57,7 +57,7 @@ def propose(
     kept = (old.lengths - steps).clamp(min=0)
     row = torch.arange(old.n, device=kept.device)
     middle = States(old.states[row, kept], kept, kept == old.lengths)
-    fixed = steps if policy.env.fixed_length else None
+    fixed = max(steps, 1) if policy.env.fixed_length else None
     rebuilt = rollout(policy, middle, condition, random, steps=fixed)
     return Proposal(old, _splice(old, kept, rebuilt), kept)
 
@@ -175,18 +175,39 @@ class LocalSearch(Resumable):
         assert batch.log_reward is not None
         parts, objects, log_r = [batch], batch.terminal, batch.log_reward
         for _ in range(self.rounds):
-            move = propose(self.policy, objects, batch.condition, self.steps, self.generator)
-            # Rows that cannot be scored leave the batch; group says which ones are left.
-            move.new.group = torch.arange(batch.n, device=log_r.device)
-            scored = self.score(move.new)
-            row = scored.group
-            assert row is not None and scored.log_reward is not None
-            group = None if batch.group is None else batch.group[row]
-            parts.append(replace(scored, group=group))
-            moved = self._accepted(move.rows(row), log_r[row], scored.log_reward)
-            objects = put_states(objects, row[moved], scored.terminal.rows(moved))
-            log_r = log_r.index_copy(0, row[moved], scored.log_reward[moved])
+            scored, objects, log_r = self.round(objects, log_r, batch.condition, batch.group)
+            parts.append(scored)
         return join(parts)
+
+    def round(
+        self,
+        objects: States,
+        log_reward: Tensor,
+        condition: Condition,
+        group: Tensor | None = None,
+    ) -> tuple[Trajectories, States, Tensor]:
+        """One move of n chains: the proposals that could be scored, and the objects after it.
+
+        Args:
+            objects: n terminal states.
+            log_reward: [n], their log-rewards.
+            condition: n conditions.
+            group: [n], passed on to the proposals.
+
+        Returns:
+            Scored proposals, n objects and their log-rewards.
+        """
+        move = propose(self.policy, objects, condition, self.steps, self.generator)
+        # Rows that cannot be scored leave the batch; group says which ones are left.
+        move.new.group = torch.arange(objects.n, device=log_reward.device)
+        scored = self.score(move.new)
+        row, new = scored.group, scored.log_reward
+        assert row is not None and new is not None
+        moved = self._accepted(move.rows(row), log_reward[row], new)
+        objects = put_states(objects, row[moved], scored.terminal.rows(moved))
+        log_reward = log_reward.index_copy(0, row[moved], new[moved])
+        scored = replace(scored, group=None if group is None else group[row])
+        return scored, objects, log_reward
 
     def _accepted(self, move: Proposal, old: Tensor, new: Tensor) -> Tensor:
         if self.accept is None:
