@@ -76,6 +76,8 @@ class Replay:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the content."""
-        self.next = state["next"]
-        kept = state["kept"]
-        self.kept = None if kept is None else Trajectories.from_state_dict(kept).to("cpu")
+        self.next, self.kept = state["next"], None
+        if state["kept"] is not None:
+            kept = Trajectories.from_state_dict(state["kept"]).to("cpu")
+            # A copy, since rows are overwritten in place.
+            self.kept = kept.rows(torch.arange(kept.n))

@@ -64,7 +64,7 @@ def step_block(
 ) -> Block:
     """Take `noise.shape[0]` steps; with `stop_early`, fewer once all rows are finished."""
     env = policy.env
-    data, actions, active, log_p = [], [], [], []
+    data, actions, flags, log_p = [], [], [], []
     for t in range(noise.shape[0]):
         heads = policy(states, condition, _BACKWARD if backward else _FORWARD)
         kernel = heads.backward if backward else heads.forward
@@ -75,16 +75,16 @@ def step_block(
         action = behaviour.sample(noise[t])
         data.append(states.data)
         actions.append(action)
-        active.append(states.step > 0 if backward else ~states.done)
+        flags.append(states.step if backward else states.done)
         if keep_log_p:
             log_p.append(kernel.log_prob(action))
         states = env.backstep(states, action) if backward else env.step(states, action)
-        if stop_early and not bool(_unfinished(states, backward).any()):
+        if stop_early and bool((states.step == 0).all() if backward else states.done.all()):
             break
+    flag = torch.stack(flags, 1)
+    active = flag > 0 if backward else ~flag
     kept = torch.stack(log_p, 1) if keep_log_p else None
-    return Block(
-        states, torch.stack(data, 1), torch.stack(actions, 1), torch.stack(active, 1), kept
-    )
+    return Block(states, torch.stack(data, 1), torch.stack(actions, 1), active, kept)
 
 
 def compile_block() -> StepBlock:

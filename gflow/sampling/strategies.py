@@ -216,7 +216,8 @@ class FromData(Resumable):
     ):
         if not states.n or not bool(states.done.all()):
             raise ValueError("training from data needs finished objects, at least one")
-        n_rewards = conditions.n_rewards if conditions.with_preference else rewards.shape[-1]
+        free = rewards.ndim == 2 and not conditions.with_preference
+        n_rewards = rewards.shape[1] if free else conditions.n_rewards
         if rewards.shape != (states.n, n_rewards):
             raise ValueError(
                 f"rewards of {states.n} objects must be [{states.n}, {n_rewards}], not "
