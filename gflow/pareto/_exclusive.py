@@ -13,11 +13,15 @@ rivals reach into that corner: the rest of the work is done there, on small sets
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from gflow.pareto._check import compiled
 from gflow.pareto._host import host_volumes
+
+Measure = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 STRIDE = 8
 """Among many rivals every 8th is enough for a first corner."""
@@ -55,7 +59,8 @@ def _volume(columns: Tensor, memory_budget: int) -> Tensor:
     if m == 2:
         return sweep(columns[0], columns[1])
     order = axis_order(columns[-1])
-    bases = _exclusive(columns[:-1], columns[:-1], order, order, True, memory_budget)
+    measure = _by_sweep if m == 3 else _by_corner
+    bases = _exclusive(columns[:-1], columns[:-1], order, order, True, measure, memory_budget)
     return (columns[-1] * bases).sum(-1)
 
 
@@ -82,12 +87,11 @@ def exclusive(
     """
     if rivals.shape[-1] == 0:
         return points.prod(0)
-    if len(points) > 2 and compiled(points):
-        return _exclusive(points, rivals, point_keys, rival_keys, earlier, memory_budget)
-    first = rivals[0].argsort(dim=-1, descending=True)
-    ordered = rivals.gather(-1, first.expand_as(rivals))
-    keys = rival_keys.gather(-1, first)
-    return _exclusive(points, ordered, point_keys, keys, earlier, memory_budget)
+    if not compiled(points):
+        first = rivals[0].argsort(dim=-1, descending=True)
+        rivals = rivals.gather(-1, first.expand_as(rivals))
+        rival_keys = rival_keys.gather(-1, first)
+    return _exclusive(points, rivals, point_keys, rival_keys, earlier, _by_corner, memory_budget)
 
 
 def _exclusive(
@@ -96,6 +100,7 @@ def _exclusive(
     point_keys: Tensor,
     rival_keys: Tensor,
     earlier: bool,
+    measure: Measure,
     memory_budget: int,
 ) -> Tensor:
     """The same, a block at a time; tensor code needs the first column in descending order."""
@@ -114,18 +119,23 @@ def _exclusive(
             fronts = torch.arange(rows.start, rows.stop, device=points.device) // k
             q, other = rivals[:, fronts], rival_keys[fronts]
         active = other < keys[rows] if earlier else other != keys[rows]
-        result[rows] = _exclusive_block(flat[:, rows, None], q, active, memory_budget)
-    return result.view(batch, k)
+        result[rows] = measure(flat[:, rows, None], q, active, memory_budget)
+    return result.clamp(min=0).view(batch, k)
 
 
-def _exclusive_block(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -> Tensor:
+def _by_sweep(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -> Tensor:
+    """E for p [2, r, 1] against the active [r, n] of q [2, 1 or r, n], up to rounding of the box.
+
+    Good enough for the slices of a volume, and quicker than finding the corner.
+    """
+    clipped = torch.minimum(q[1], p[1]) * active
+    return p[:, :, 0].prod(0) - sweep(torch.minimum(q[0], p[0]).expand_as(clipped), clipped)
+
+
+def _by_corner(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -> Tensor:
     """E for p [m, r, 1] against the active [r, n] of q [m, 1 or r, n]."""
-    m = len(p)
-    if m == 1:
-        return (p[0, :, 0] - (q[0] * active).amax(-1)).clamp(min=0)
-    if m == 2:
-        clipped = torch.minimum(q[1], p[1]) * active
-        return p[:, :, 0].prod(0) - sweep(torch.minimum(q[0], p[0]).expand_as(clipped), clipped)
+    if len(p) == 1:
+        return p[0, :, 0] - (q[0] * active).amax(-1)
     step = STRIDE if q.shape[-1] >= MANY else 1
     corner = _corner(p, q[..., ::step], active[:, ::step])
     edges = p[:, :, 0] - corner
