@@ -20,16 +20,16 @@ def host_measure(origin: Costs, memory_budget: int) -> Callable[[Costs], float]:
     """Hypervolume of costs [n, m] below an origin [m], for many fronts with the same origin."""
     library, m = moocore(), len(origin)
     indicator: Callable[[Any], float] = library.Hypervolume(ref=origin)
+    if m < 5:
+        return lambda costs: indicator(costs) if len(costs) else 0.0
     centred: Callable[[Any], float] = library.Hypervolume(ref=np.zeros(m))
 
     def base(gains: Tensor) -> Tensor:
         return gains.new_tensor(centred(gains.neg().numpy()))
 
     def measure(costs: Costs) -> float:
-        if len(costs) == 0:
-            return 0.0
-        if m < 5 or len(costs) <= SMALL:
-            return indicator(costs)
+        if len(costs) <= SMALL:
+            return indicator(costs) if len(costs) else 0.0
         # From five objectives on the routine spends most of its time on dominated points.
         front = costs[library.is_nondominated(costs)]
         cuts = tile_cuts(len(front), m)

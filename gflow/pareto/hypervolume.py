@@ -130,11 +130,10 @@ def _on_host(
         costs[~valid.numpy()] = origin
     measure = host_measure(origin, memory_budget)
     fronts = costs.reshape(math.prod(costs.shape[:-2]), *costs.shape[-2:])
-    values = torch.tensor([measure(front) for front in fronts], dtype=points.dtype)
-    values = values.view(points.shape[:-2])
-    if not values.any():
+    totals = [measure(front) for front in fronts]
+    if not any(totals):
         _check_dominated(torch.from_numpy(origin - costs), validity(points, mask))
-    return values
+    return torch.tensor(totals, dtype=points.dtype).view(points.shape[:-2])
 
 
 def hypervolume_contributions(
