@@ -292,6 +292,10 @@ METHODS: dict[str, Method] = _by_name(
             "outcome-conditional"
         ),
         _row(
+            "oc_gfn_terminal", "Outcome-conditioned pre-training with the reward on the last edge",
+            _OC, DetailedBalance(), "balance", "pre-training", "outcome-conditional"
+        ),
+        _row(
             "oc_gfn_adapt",
             "Turn a frozen outcome-conditioned sampler into the sampler of a new reward", _OC,
             AmortizedAdaptation(), "adaptation", "outcome-conditional", requires=("outcomes",)

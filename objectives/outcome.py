@@ -2,8 +2,10 @@
 
 The condition of a trajectory is an outcome y, a terminal state the policy should reach; R(x | y)
 is 1 where x = y and 0 elsewhere (Pre-Training and Fine-Tuning Generative Flow Networks, 2023,
-arXiv 2310.03419). Pre-training is detailed balance with the potential "teleport"; what follows
-turns the frozen policy into a sampler of a new reward r by
+arXiv 2310.03419). Pre-training is detailed balance, with the potential "teleport" to reach
+outcomes soonest. Teleported failures contradict successes on shared edges, so flows that are to be
+mixed want the reward on the last edge ("flow") and trajectories with outcomes they missed. What
+follows turns the frozen policy into a sampler of a new reward r by
 F^r(s) P^r(s' | s) = sum_y r(y) F(s | y) P_F(s' | s, y).
 """
 

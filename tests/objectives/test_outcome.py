@@ -10,7 +10,7 @@ from torch import nn
 from gflow.conditions import Conditions
 from gflow.envs.grids import HyperGrid
 from gflow.estimators import exact_flows, terminating_distribution, total_variation
-from gflow.mdp import Condition, States, concat_trajectories, evaluate
+from gflow.mdp import States, concat_trajectories, evaluate
 from gflow.objectives.balance import DetailedBalance
 from gflow.objectives.outcome import (
     AmortizedAdaptation,
@@ -19,7 +19,7 @@ from gflow.objectives.outcome import (
     outcome_log_reward,
 )
 from gflow.policies import MLPPolicy
-from gflow.sampling import Exploration, rollout
+from gflow.sampling import rollout
 from tests.diamond import (
     PATHS,
     A,
@@ -116,6 +116,23 @@ def test_zero_loss_on_successes_of_the_exact_flow():
         found = distribution(policy, asked(1, number))
         close(found, [float(n == number) for n in range(4)], 1e-9)
         close(policy.flow[number, 0], 0.0, 1e-12)
+
+
+def test_failures_that_share_edges_with_successes():
+    """Charged on the last edge they are consistent with the flow of R = 1[x = y] + eps 1[x != y].
+
+    Teleported they are not: the edge to a would have to satisfy two different equations.
+    """
+    miss = 1e-3
+    policy = TabularPolicy(diamond(), 2, n_slots=4, slot=outcome_number)
+
+    def log_reward(states):
+        return torch.where(set_number(states) == 3, 0.0, math.log(miss)).double()
+
+    policy.solve(exact_flows(diamond(), log_reward), slot=3)
+    batch = relabelled([*PATHS], 3)
+    close(DetailedBalance()(policy, batch).value, 0.0, 1e-20)
+    assert float(DetailedBalance(potential="teleport")(policy, batch).value.detach()) > 1.0
 
 
 def test_conversion_to_a_reward_needs_no_training():
@@ -241,45 +258,59 @@ def test_what_adaptation_needs():
         outcome_condition(Record(2, 4), Record(2, 4).all_terminal_states(), torch.float32)
 
 
-def contrastive_batch(policy, n, generator, miss=1e-3):
-    """Explored trajectories relabelled with where they ended, and new ones asked for the same."""
+def contrastive_batch(policy, n, generator, shuffled=True):
+    """Trajectories to even outcomes, new ones asked for the same, and the first asked for others.
+
+    The policy's own failures become rare, so that flows of states that lead away from an outcome
+    are learned from the last part alone.
+    """
     env = policy.env
-    even = Condition(torch.zeros(n, env.observation_size), None, torch.ones(n))
-    explore = Exploration(epsilon=1.0)
-    positive = rollout(policy, env.initial(n), even, generator, exploration=explore)
-    positive.condition = outcome_condition(env, positive.terminal, torch.float32)
-    negative = rollout(policy, env.initial(n), positive.condition, generator)
-    batch = concat_trajectories([positive, negative])
-    batch.log_reward = outcome_log_reward(env, batch, miss)
+    goals = env.all_terminal_states()
+    wanted = goals.rows(torch.randint(goals.n, (n,), generator=generator))
+    condition = outcome_condition(env, wanted, torch.float32)
+    reached = rollout(policy, wanted, condition, generator, backward=True)
+    tried = rollout(policy, env.initial(n), condition, generator)
+    parts = [reached, tried]
+    if shuffled:
+        others = condition.rows(torch.randperm(n, generator=generator))
+        parts.append(replace(reached, condition=others))
+    batch = concat_trajectories(parts)
+    batch.log_reward = outcome_log_reward(env, batch)
     return batch
 
 
-@pytest.mark.slow
-def test_pretraining_and_conversion_on_a_grid():
-    """Reach outcomes of an 8 x 8 grid, then sample a reward that was never trained for."""
+def pretrain(objective, shuffled, steps=2500):
+    """Success and conversion of a policy that learned to reach outcomes of an 8 x 8 grid."""
     env = HyperGrid(2, 8)
     policy = MLPPolicy(env, (128, 128), condition_size=env.observation_size, flow=True)
-    objective = DetailedBalance(potential="teleport")
     optimizer = torch.optim.Adam(policy.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4000)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(4000):
+    for _ in range(steps):
         optimizer.zero_grad()
-        objective(policy, contrastive_batch(policy, 32, generator)).value.backward()
+        objective(policy, contrastive_batch(policy, 32, generator, shuffled)).value.backward()
         optimizer.step()
         schedule.step()
     goals = env.all_terminal_states()
     condition = outcome_condition(env, goals, torch.float32)
     batch = rollout(policy, env.initial(goals.n), condition, generator)
     success = (batch.terminal.data == goals.data).all(-1).double().mean()
-    assert float(success) > 0.9, success
-    reward = 0.1 + (goals.data.double().sum(1) / 14) ** 2
-    mixture = OutcomeMixture(policy, goals, reward.log().float())
+    log_reward = (0.1 + (goals.data.double().sum(1) / 14) ** 2).log()
     with torch.no_grad():
+        mixture = OutcomeMixture(policy, goals, log_reward.float())
         found = terminating_distribution(mixture, Conditions().sample(1))
     target = 0.1 + (found.states.data.double().sum(1) / 14) ** 2
-    distance = total_variation(found.probability, target / target.sum())
-    assert float(distance) < 0.15, distance
+    return float(success), float(total_variation(found.probability, target / target.sum()))
+
+
+@pytest.mark.slow
+def test_flows_for_conversion_need_mismatched_outcomes_on_the_last_edge():
+    """A reward that was never trained for, on an 8 x 8 grid."""
+    success, distance = pretrain(DetailedBalance(), shuffled=True)
+    assert success > 0.8 and distance < 0.1, (success, distance)
+    # Teleportation with the policy's own failures reaches outcomes and leaves flows elsewhere open.
+    success, distance = pretrain(DetailedBalance(potential="teleport"), shuffled=False)
+    assert success > 0.9 and distance > 0.3, (success, distance)
 
 
 def test_states_are_compared_as_they_are_observed():
