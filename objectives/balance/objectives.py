@@ -65,6 +65,15 @@ class BalanceObjective(Term):
             return evaluate(self.prior, batch, frozenset()).log_pf
 
 
+def _loss(value: Tensor, log_z: Tensor, residual: Tensor, count: Tensor | int) -> Loss:
+    """The loss with what every balance objective logs: its log Z and its mean residual."""
+    metrics = {
+        "log_z": log_z.detach().mean(),
+        "residual": residual.detach().abs().sum() / count,
+    }
+    return Loss(value, metrics, count)
+
+
 @dataclass(frozen=True)
 class VarGrad(BalanceObjective):
     """Trajectory balance with log Z as the mean of each group (2023, arXiv 2302.05446)."""
@@ -83,16 +92,7 @@ class VarGrad(BalanceObjective):
         if group is None:
             group = torch.zeros(batch.n, dtype=torch.int64, device=score.device)
         residual = functions.vargrad(score, group)
-        metrics = {"log_z": -score.detach().mean(), "residual": residual.detach().abs().mean()}
-        return Loss(self.g(residual).mean(), metrics, batch.n)
-
-
-def _potential_loss(value: Tensor, phi_0: Tensor, residual: Tensor, count: Tensor | int) -> Loss:
-    metrics = {
-        "log_z": phi_0.detach().mean(),
-        "residual": residual.detach().abs().sum() / count,
-    }
-    return Loss(value, metrics, count)
+        return _loss(self.g(residual).mean(), -score, residual, batch.n)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class TrajectoryBalance(BalanceObjective):
             phi = POTENTIALS[self.potential].phi(evaluation, batch)
             log_z, log_r = phi[:, 0], phi.gather(1, batch.lengths.unsqueeze(1)).squeeze(1)
         residual = functions.trajectory_balance(log_pf, log_pb, log_z, log_r)
-        return _potential_loss(self.g(residual).mean(), log_z, residual, batch.n)
+        return _loss(self.g(residual).mean(), log_z, residual, batch.n)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class DetailedBalance(FlowObjective):
         if self.potential == "modified":
             counted = counted.minimum(evaluation.construction.sum(1))
         count = counted.sum().clamp(min=1)
-        return _potential_loss(self.g(residual).sum() / count, u[:, 0], residual, count)
+        return _loss(self.g(residual).sum() / count, u[:, 0], residual, count)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class SubTrajectoryBalance(FlowObjective):
         lengths = self._lengths(batch)
         value = functions.subtrajectory_balance(u, lengths, self.lam, self.g).mean()
         ends = u[:, 0] - u.gather(1, lengths.unsqueeze(1)).squeeze(1)
-        return _potential_loss(value, u[:, 0], ends, batch.n)
+        return _loss(value, u[:, 0], ends, batch.n)
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class FlowMatching(BalanceObjective):
         value = self.g(residual).sum() / count.clamp(min=1)
         if self.leaf_weight:
             value = value + self.leaf_weight * self._leaf(evaluation, batch)
-        return _potential_loss(value, log_flow[:, 0], residual, count.clamp(min=1))
+        return _loss(value, log_flow[:, 0], residual, count.clamp(min=1))
 
     def _leaf(self, evaluation: Evaluation, batch: Trajectories) -> Tensor:
         """Mean of g(log F(x -> end) - log R(x)) over complete trajectories."""
