@@ -31,7 +31,12 @@ class FlatLoop:
 
     def __init__(self, batch_size: int, policy: MLPPolicy):
         self.batch_size = batch_size
-        self.trunk, self.pf, self.pb = policy.trunk, policy.forward_head, policy.backward_head
+        self.first = nn.Linear(DIM * SIDE, 256)
+        self.first.load_state_dict(
+            {"weight": policy.first.seen.detach().T, "bias": policy.first.bias}
+        )
+        self.trunk = nn.Sequential(self.first, *policy.trunk)
+        self.pf, self.pb = policy.forward_head, policy.backward_head
         self.log_z = policy.log_z.bias
         weights = [p for m in (self.trunk, self.pf, self.pb) for p in m.parameters()]
         groups = [{"params": weights, "lr": 1e-3}, {"params": [self.log_z], "lr": 0.1}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,12 @@ from gflow.mdp import Environment, States
 
 MAX_ENUMERABLE = 1_000_000
 """Spaces with more terminal states than this do not call themselves enumerable."""
+
+
+@functools.cache
+def numbers(start: int, stop: int, step: int, device: torch.device) -> Tensor:
+    """start, start + step, ... below stop; made once, since a step has few operations to spare."""
+    return torch.arange(start, stop, step, device=device)
 
 
 def uniform_states(n: int, width: int, value: int, device: torch.device | str) -> States:

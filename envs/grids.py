@@ -11,6 +11,7 @@ from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
     finished,
+    numbers,
     one_hot,
     require_enumerable,
     undo_mask,
@@ -57,13 +58,13 @@ class HyperGrid(Environment):
         """Raise one coordinate, or stop."""
         going = ~states.done
         actions = actions.where(going, self.dim)
-        moves = actions.unsqueeze(-1) == torch.arange(self.dim, device=actions.device)
+        moves = actions.unsqueeze(-1) == numbers(0, self.dim, 1, actions.device)
         return States(states.data + moves, states.step + going, actions == self.dim)
 
     def backstep(self, states: States, actions: Tensor) -> States:
         """Take back the stop, or lower one coordinate."""
         actions = torch.where(states.done | (states.step == 0), self.dim, actions)
-        moves = actions.unsqueeze(-1) == torch.arange(self.dim, device=actions.device)
+        moves = actions.unsqueeze(-1) == numbers(0, self.dim, 1, actions.device)
         step = (states.step - 1).clamp(min=0)
         return States(states.data - moves.long(), step, torch.zeros_like(states.done))
 
@@ -86,7 +87,7 @@ class HyperGrid(Environment):
 
     def indices(self, states: States) -> Tensor:
         """Where `observe` has its ones, [n, dim]."""
-        start = torch.arange(0, self.observation_size, self.side, device=states.data.device)
+        start = numbers(0, self.observation_size, self.side, states.data.device)
         return states.data + start
 
     def observe(self, states: States) -> Tensor:

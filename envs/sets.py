@@ -12,6 +12,7 @@ from torch import Tensor
 from gflow.envs.common import (
     MAX_ENUMERABLE,
     finished,
+    numbers,
     require_enumerable,
     undo_mask,
     undoable,
@@ -58,7 +59,7 @@ class Sets(Environment):
         """Add an item, or stop."""
         going = ~states.done
         actions = actions.where(going, self.n_items)
-        added = actions.unsqueeze(-1) == torch.arange(self.n_items, device=actions.device)
+        added = actions.unsqueeze(-1) == numbers(0, self.n_items, 1, actions.device)
         step = states.step + going
         done = actions == self.n_items if self.has_stop else step == self.size
         return States(states.data + added, step, done)
@@ -66,7 +67,7 @@ class Sets(Environment):
     def backstep(self, states: States, actions: Tensor) -> States:
         """Remove an item, or take back the stop."""
         actions = actions.where(undoable(states, self.has_stop), self.n_items)
-        removed = actions.unsqueeze(-1) == torch.arange(self.n_items, device=actions.device)
+        removed = actions.unsqueeze(-1) == numbers(0, self.n_items, 1, actions.device)
         step = (states.step - 1).clamp(min=0)
         return States(states.data - removed.long(), step, torch.zeros_like(states.done))
 

@@ -13,6 +13,7 @@ from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
     finished,
+    numbers,
     one_hot,
     require_enumerable,
     undo_mask,
@@ -60,7 +61,7 @@ class TokenRows(Environment):
     def indices(self, states: States) -> Tensor:
         """Where `observe` has its ones, [n, length]; a place's first feature marks it empty."""
         width = self.n_symbols + 1
-        return states.data + torch.arange(1, self.length * width, width, device=states.data.device)
+        return states.data + numbers(1, self.length * width, width, states.data.device)
 
     def observe(self, states: States) -> Tensor:
         """One-hot places, [n, length * (V + 1)]."""
@@ -216,14 +217,14 @@ class Sequences(TokenRows):
         place = self._inserted_place(states, actions).where(going, self.length).unsqueeze(1)
         token = (actions % self.n_symbols).unsqueeze(1)
         data = states.data
-        column = torch.arange(self.length, device=data.device)
+        column = numbers(0, self.length, 1, data.device)
         moved = torch.cat([token, data[:, :-1]], 1)
         return torch.where(column < place, data, torch.where(column == place, token, moved))
 
     def _remove(self, states: States, actions: Tensor, going: Tensor) -> Tensor:
         """The rows after removing; those not `going` [n] as they are."""
         place = self._removed_place(states, actions).where(going, self.length).unsqueeze(1)
-        column = torch.arange(self.length, device=place.device)
+        column = numbers(0, self.length, 1, place.device)
         moved = torch.nn.functional.pad(states.data[:, 1:], (0, 1), value=EMPTY)
         return torch.where(column < place, states.data, moved)
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from gflow.envs.common import numbers
 from gflow.envs.sequences.base import EMPTY, Sequences
 from gflow.mdp import States
 
@@ -32,7 +33,7 @@ class AppendSequences(Sequences):
     def _insert(self, states: States, actions: Tensor, going: Tensor) -> Tensor:
         # A row at rest writes "empty" where it is empty, or nowhere.
         token = actions.where(going, EMPTY).unsqueeze(1)
-        here = torch.arange(self.length, device=token.device) == states.step.unsqueeze(1)
+        here = numbers(0, self.length, 1, token.device) == states.step.unsqueeze(1)
         return torch.where(here, token, states.data)
 
     def _inserted_place(self, states: States, actions: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class PrependAppendSequences(Sequences):
 
     def _insertions(self, states: States) -> Tensor:
         first = states.data[:, :1]
-        symbols = torch.arange(self.n_symbols, device=first.device)
+        symbols = numbers(0, self.n_symbols, 1, first.device)
         distinct = (symbols != first) & (first != EMPTY) | ~_constant(states.data)
         return torch.cat([torch.ones_like(distinct), distinct], 1)
 
@@ -143,8 +144,8 @@ class InsertSequences(Sequences):
         return actions
 
     def _insertions(self, states: States) -> Tensor:
-        symbols = torch.arange(self.n_symbols, device=states.data.device)
-        places = torch.arange(self.length, device=states.data.device)
+        symbols = numbers(0, self.n_symbols, 1, states.data.device)
+        places = numbers(0, self.length, 1, states.data.device)
         reached = places <= states.step.unsqueeze(1)
         return ((symbols != states.data.unsqueeze(-1)) & reached.unsqueeze(-1)).flatten(1)
 

@@ -12,6 +12,7 @@ from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
     finished,
+    numbers,
     require_enumerable,
     undo_mask,
     undoable,
@@ -51,7 +52,7 @@ class Slots(TokenRows):
         going = ~states.done
         step = states.step + going
         # A row at rest has no empty slot, so there is nothing to fill.
-        here = torch.arange(self.length, device=actions.device) == (actions % self.length)[:, None]
+        here = numbers(0, self.length, 1, actions.device) == (actions % self.length)[:, None]
         token = torch.div(actions, self.length, rounding_mode="floor").unsqueeze(1)
         data = torch.where(here & (states.data == EMPTY), token, states.data)
         return States(data, step, step == self.max_steps)
@@ -59,7 +60,7 @@ class Slots(TokenRows):
     def backstep(self, states: States, actions: Tensor) -> States:
         """Empty a slot, or take back the stop."""
         slot = actions.where(undoable(states, self.has_stop), self.length).unsqueeze(1)
-        here = torch.arange(self.length, device=actions.device) == slot
+        here = numbers(0, self.length, 1, actions.device) == slot
         data = states.data.masked_fill(here, EMPTY)
         return States(data, (states.step - 1).clamp(min=0), torch.zeros_like(states.done))
 

@@ -67,6 +67,10 @@ class Environment(ABC):
     def observe(self, states: States) -> Any:
         """What a policy network eats: a float tensor [n, observation_size] or a record."""
 
+    def indices(self, states: States) -> Tensor | None:
+        """Where a multi-hot `observe` has its ones, [n, F]; None where it is anything else."""
+        return None
+
     @abstractmethod
     def decode(self, states: States) -> list[Any]:
         """Terminal states as the user's objects."""

@@ -45,22 +45,21 @@ class MLPPolicy(nn.Module):
         if len(env.action_sizes) != 1 or not env.observation_size:
             raise ValueError(f"{type(env).__name__} has no flat observations or plain actions")
         self.env, self.backward = env, backward
-        sizes = [env.observation_size + condition_size, *hidden]
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.ReLU()]
         with seeded_weights(seed):
-            for width, following in itertools.pairwise(sizes):
+            self.first = _FirstLayer(env, condition_size, hidden[0])
+            for width, following in itertools.pairwise(hidden):
                 layers += [nn.Linear(width, following), nn.ReLU()]
             self.trunk = nn.Sequential(*layers)
-            self.forward_head = nn.Linear(sizes[-1], env.action_sizes[0])
+            self.forward_head = nn.Linear(hidden[-1], env.action_sizes[0])
             if backward == "learned":
-                self.backward_head = nn.Linear(sizes[-1], env.n_backward_actions)
+                self.backward_head = nn.Linear(hidden[-1], env.n_backward_actions)
             if flow:
-                self.flow_head = nn.Linear(sizes[-1], 1)
+                self.flow_head = nn.Linear(hidden[-1], 1)
             self.log_z = LogZ(condition_size)
             if energy:
-                self.energy_head = nn.Linear(sizes[-1], env.action_sizes[0])
+                self.energy_head = nn.Linear(hidden[-1], env.action_sizes[0])
         self.flow, self.energy = flow, energy
-        self.conditional = condition_size > 0
 
     def forward(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
         """Heads for each row, from one pass through the trunk."""
@@ -81,13 +80,42 @@ class MLPPolicy(nn.Module):
 
     def features(self, states: States, condition: Condition) -> Tensor:
         """What the trunk says about each row, [n, width]."""
-        x = self.env.observe(states).to(self.forward_head.weight.dtype)
-        if self.conditional:
-            x = torch.cat([x, condition.encoding.to(x.dtype)], -1)
-        features: Tensor = self.trunk(x)
+        features: Tensor = self.trunk(self.first(states, condition))
         return features
 
     def logits(self, features: Tensor, condition: Condition) -> Tensor:
         """Logits of P_F from the trunk's output, [n, A]."""
         logits: Tensor = self.forward_head(features)
         return logits
+
+
+class _FirstLayer(nn.Module):
+    """Linear layer on [observation, condition].
+
+    Of a multi-hot observation the weights of its ones are picked and summed, which costs what
+    the ones cost and not what the width costs; so weights are stored by input, [inputs, width].
+    """
+
+    def __init__(self, env: Environment, condition_size: int, width: int):
+        super().__init__()
+        self.env = env
+        made = nn.Linear(env.observation_size + condition_size, width)
+        by_input = made.weight.detach().T.contiguous()
+        self.seen = nn.Parameter(by_input[: env.observation_size].clone())
+        self.asked = (
+            nn.Parameter(by_input[env.observation_size :].clone()) if condition_size else None
+        )
+        self.bias = nn.Parameter(made.bias.detach())
+        self.multi_hot = env.indices(env.initial(1)) is not None
+
+    def forward(self, states: States, condition: Condition) -> Tensor:
+        """Activations before the non-linearity, [n, width]."""
+        if self.multi_hot:
+            ones = self.env.indices(states)
+            assert ones is not None
+            x = nn.functional.embedding_bag(ones, self.seen, mode="sum") + self.bias
+        else:
+            x = torch.addmm(self.bias, self.env.observe(states).to(self.bias.dtype), self.seen)
+        if self.asked is not None:
+            x = torch.addmm(x, condition.encoding.to(x.dtype), self.asked)
+        return x
