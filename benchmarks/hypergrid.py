@@ -35,7 +35,7 @@ class FlatLoop:
         self.first.load_state_dict(
             {"weight": policy.first.seen.detach().T, "bias": policy.first.bias}
         )
-        self.trunk = nn.Sequential(self.first, *policy.trunk)
+        self.trunk = nn.Sequential(self.first, nn.ReLU(), *policy.trunk, nn.ReLU())
         self.pf, self.pb = policy.forward_head, policy.backward_head
         self.log_z = policy.log_z.bias
         weights = [p for m in (self.trunk, self.pf, self.pb) for p in m.parameters()]

@@ -13,9 +13,15 @@ MAX_ENUMERABLE = 1_000_000
 """Spaces with more terminal states than this do not call themselves enumerable."""
 
 
-@functools.cache
 def numbers(start: int, stop: int, step: int, device: torch.device) -> Tensor:
     """start, start + step, ... below stop; made once, since a step has few operations to spare."""
+    if torch.compiler.is_compiling():
+        return torch.arange(start, stop, step, device=device)
+    return _kept_numbers(start, stop, step, device)
+
+
+@functools.cache
+def _kept_numbers(start: int, stop: int, step: int, device: torch.device) -> Tensor:
     return torch.arange(start, stop, step, device=device)
 
 

@@ -53,7 +53,7 @@ class SamplingSettings:
     """
 
     batch_size: int = 64
-    epsilon: float = 0.01
+    epsilon: float = 0.05
     temperature: float = 1.0
     replay: int = 0
     replay_capacity: int = 10_000
@@ -108,7 +108,7 @@ class RunConfig:
     rewards: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     out: str = "runs/latest"
-    steps: int = 400
+    steps: int = 600
     seed: int = 0
     policy: PolicySettings = field(default_factory=PolicySettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)

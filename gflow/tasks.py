@@ -98,7 +98,7 @@ def molecules(
     rewards: str = "qed,sa",
     vocabulary: str | None = None,
     preset: str = "irreducible",
-    max_fragments: int = 5,
+    max_fragments: int = 4,
     min_fragments: int = 2,
 ) -> Task:
     """Drug-like molecules assembled from fragments.
@@ -131,7 +131,13 @@ def molecules(
             seed=seed,
         )
 
-    return Task(env, MoleculeOracle.parse(rewards), make_policy, kind="molecule", inverse_temperature="96")
+    return Task(
+        env,
+        MoleculeOracle.parse(rewards),
+        make_policy,
+        kind="molecule",
+        inverse_temperature="uniform:32..256",
+    )
 
 
 @register

@@ -38,10 +38,7 @@ def terminating_distribution(policy: Policy, condition: Condition) -> Distributi
             `max_steps`.
     """
     env = policy.env
-    if not env.enumerable:
-        raise ValueError(
-            f"{type(env).__name__} is too large for an exact distribution: estimate bounds instead"
-        )
+    _check_enumerable(env, "distribution")
     states = env.initial(1, condition.inverse_temperature.device)
     mass = torch.ones(1, dtype=torch.float64, device=states.data.device)
     found: list[States] = []
@@ -69,6 +66,13 @@ def unflatten(env: Environment, action: Tensor) -> Tensor:
     if len(env.action_sizes) == 1:
         return action
     return torch.stack(torch.unravel_index(action, env.action_sizes), -1)
+
+
+def _check_enumerable(env: Environment, what: str) -> None:
+    if not env.enumerable:
+        raise ValueError(
+            f"{type(env).__name__} is too large for an exact {what}: estimate bounds instead"
+        )
 
 
 def _endless(env: Environment) -> str:
@@ -148,8 +152,10 @@ def exact_flows(
             parents by default.
 
     Raises:
-        ValueError: the environment has trajectories longer than its `max_steps`.
+        ValueError: the environment is not enumerable, or has trajectories longer than its
+            `max_steps`.
     """
+    _check_enumerable(env, "flow")
     frontier, total = env.initial(1), 1
     known = [frontier]
     levels: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -209,7 +215,7 @@ def flow_residuals(
         log_reward: log R [k] of finished states.
 
     Raises:
-        ValueError: the policy has no flow head, or trajectories are longer than `max_steps`.
+        ValueError: the policy has no flow head, or what `exact_flows` refuses.
     """
     states, flow, parent, action, child, _, log_pb = exact_flows(
         policy.env, log_reward, policy_log_pb(policy, condition)

@@ -45,12 +45,11 @@ class MLPPolicy(nn.Module):
         if len(env.action_sizes) != 1 or not env.observation_size:
             raise ValueError(f"{type(env).__name__} has no flat observations or plain actions")
         self.env, self.backward = env, backward
-        layers: list[nn.Module] = [nn.ReLU()]
         with seeded_weights(seed):
             self.first = _FirstLayer(env, condition_size, hidden[0])
-            for width, following in itertools.pairwise(hidden):
-                layers += [nn.Linear(width, following), nn.ReLU()]
-            self.trunk = nn.Sequential(*layers)
+            self.trunk = nn.ModuleList(
+                nn.Linear(width, following) for width, following in itertools.pairwise(hidden)
+            )
             self.forward_head = nn.Linear(hidden[-1], env.action_sizes[0])
             if backward == "learned":
                 self.backward_head = nn.Linear(hidden[-1], env.n_backward_actions)
@@ -80,7 +79,9 @@ class MLPPolicy(nn.Module):
 
     def features(self, states: States, condition: Condition) -> Tensor:
         """What the trunk says about each row, [n, width]."""
-        features: Tensor = self.trunk(self.first(states, condition))
+        features: Tensor = self.first(states, condition).relu()
+        for layer in self.trunk:
+            features = layer(features).relu()
         return features
 
     def logits(self, features: Tensor, condition: Condition) -> Tensor:

@@ -201,8 +201,8 @@ class LocalSearch(Resumable):
         # Rows that cannot be scored leave the batch; group says which ones are left.
         move.new.group = torch.arange(objects.n, device=log_reward.device)
         scored = self.score(move.new)
-        row, new = scored.group, scored.log_reward
-        assert row is not None and new is not None
+        assert scored.group is not None and scored.log_reward is not None
+        row, new = scored.group, scored.log_reward.to(log_reward.dtype)
         moved = self._accepted(move.rows(row), log_reward[row], new)
         objects = put_states(objects, row[moved], scored.terminal.rows(moved))
         log_reward = log_reward.index_copy(0, row[moved], new[moved])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gflow.pareto import ParetoArchive, hypervolume
+from gflow.pareto import ParetoArchive
 from gflow.sampling.scoring import Scored
 from gflow.store import CandidateStore
 from gflow.training.trainer import Event, Events, Trainer
@@ -79,13 +79,8 @@ class Recorder:
         self.step = trainer.step
 
     def _evaluate(self, trainer: Trainer, info: dict[str, float]) -> None:
-        points, mask = self.archive.points, self.archive.mask
-        inside = mask & (points > torch.tensor(self.task.reference_point)).all(-1)
-        volume = 0.0
-        if bool(inside.any()):
-            volume = float(hypervolume(points, self.task.reference_point, inside))
-        info["hypervolume"] = volume
-        info["front"] = float(mask.sum())
+        info["hypervolume"] = float(self.archive.hypervolume())
+        info["front"] = float(self.archive.count)
         info["oracle_calls"] = float(self.store.oracle_calls)
         info["unique"] = self.new / max(self.sampled, 1)
         info["valid"] = 1 - self.failed / max(self.sampled, 1)
