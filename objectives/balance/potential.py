@@ -59,11 +59,12 @@ def partial_log_rewards(batch: Trajectories, like: Tensor, what: str) -> Tensor:
 
 
 def with_end(phi: Tensor, end: Tensor, batch: Trajectories) -> Tensor:
-    """phi [B, T] of the states transitions leave, and `end` [B] at complete terminal states."""
+    """phi [B, T] of the states transitions leave, and `end` [B] where they end.
+
+    The end of a cut-short trajectory lies behind its usable transitions and does not matter.
+    """
     column = torch.arange(phi.shape[1] + 1, device=phi.device)
     at_end = column == batch.lengths.unsqueeze(1)
-    if batch.complete is not None:
-        at_end = at_end & batch.complete.unsqueeze(1)
     return torch.where(at_end, end.unsqueeze(1), torch.nn.functional.pad(phi, (0, 1)))
 
 

@@ -65,11 +65,14 @@ def test_kl_to_uniform():
 
 def test_likelihood_term_trains_the_backward_policy_alone():
     policy, batch = diamond_policy(backward="learned"), diamond_batch()
+    policy.logits.data.normal_(generator=torch.Generator().manual_seed(0))
     both = Sum(((1.0, TrajectoryBalance(backward_gradient=False)), (1.0, BackwardLikelihood())))
     value = both(policy, batch).value
     likelihood = BackwardLikelihood()(policy, batch).value
     wanted = torch.autograd.grad(likelihood, policy.back)[0]
     close(torch.autograd.grad(value, policy.back)[0], wanted, 1e-12)
+    (joint,) = torch.autograd.grad(TrajectoryBalance()(policy, batch).value, policy.back)
+    assert float(joint.abs().max()) > 0.01
     with pytest.raises(ValueError, match="no parameters"):
         BackwardLikelihood()(diamond_policy(), batch)
 

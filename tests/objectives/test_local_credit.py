@@ -99,10 +99,11 @@ def test_the_terminal_flow_is_pinned():
 
 def test_cut_short_trajectories_teach_forward_looking_objectives_only():
     env = Sets(4, 3)
-    paths = [[0, 1, 2], [3, 2, 1], [2, 0, 1]]
+    paths, finished = [[0, 1], [3, 2], [2, 0]], []
 
     def gradient(objective, scale):
         policy = TabularPolicy(env, 2)
+        policy.register_forward_pre_hook(lambda _, seen: finished.append(seen[0].done))
         batch = walk(env, paths, lambda s: scale * log_reward(s), complete=[False] * 3)
         batch.log_reward = torch.full_like(batch.log_reward, torch.nan)
         value = objective(policy, batch).value
@@ -111,6 +112,7 @@ def test_cut_short_trajectories_teach_forward_looking_objectives_only():
     plain, forward = FORWARD["db"]
     assert torch.equal(gradient(plain, 1.0), gradient(plain, 3.0))
     assert float((gradient(forward, 1.0) - gradient(forward, 3.0)).abs().max()) > 0.01
+    assert not torch.cat(finished).any()
 
 
 def test_edge_rewards_of_the_forward_looking_flow():
