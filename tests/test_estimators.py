@@ -134,9 +134,14 @@ def test_unending_environments_are_refused():
     env.max_steps = 3
     with pytest.raises(ValueError, match="unfinished states after its 3 steps"):
         terminating_distribution(policy, ONE)
-    env.enumerable = False
-    with pytest.raises(ValueError, match="too large"):
-        terminating_distribution(policy, ONE)
+
+
+def test_spaces_that_are_too_large_are_refused():
+    env = HyperGrid(12, 8)
+    with pytest.raises(ValueError, match="HyperGrid is too large for an exact distribution"):
+        terminating_distribution(MLPPolicy(env, (8,)).double(), ONE)
+    with pytest.raises(ValueError, match="HyperGrid is too large for an exact flow"):
+        exact_flows(env, diamond_log_reward)
 
 
 # Distances
