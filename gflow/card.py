@@ -33,8 +33,8 @@ def write_card(setup: Setup, folder: Path, samples: list[Samples], seconds: floa
         "",
         *[describe_reward(reward) for reward in rewards],
         "",
-        f"**Seed** {config.seed}, {config.steps} steps of {config.sampling.batch_size} trajectories, "
-        f"{seconds:.0f} s of training, {parameter_count(setup)} parameters.",
+        f"**Seed** {config.seed}, {config.steps} steps of {config.sampling.batch_size} "
+        f"trajectories, {seconds:.0f} s of training, {parameter_count(setup)} parameters.",
         "",
         "**Results**",
         "",

@@ -35,7 +35,8 @@ for objective in (TrajectoryBalance(), DetailedBalance()):
     trainer.sampler = Stored(runtime.rank, runtime.world_size)
     trainer.run(4)
     flat = torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])
-    torch.save(flat, f"{{sys.argv[1]}}/{{type(objective).__name__}}_{{runtime.world_size}}_{{runtime.rank}}.pt")
+    name = f"{{type(objective).__name__}}_{{runtime.world_size}}_{{runtime.rank}}.pt"
+    torch.save(flat, f"{{sys.argv[1]}}/{{name}}")
 runtime.close()
 """
 
