@@ -3,7 +3,7 @@ import torch
 
 from gflow.conditions import Conditions
 from gflow.envs.grids import HyperGrid
-from gflow.mdp import evaluate
+from gflow.mdp import States, evaluate
 from gflow.policies import MLPPolicy
 from gflow.sampling import Exploration, compile_block, rollout
 from gflow.seeding import generator
@@ -56,6 +56,26 @@ def test_backward_rollouts_return_forward_records():
     check_record(policy.env, again)
     ev = evaluate(policy, again, NEEDS)
     assert torch.isfinite(ev.log_pf).all() and torch.isfinite(ev.log_pb).all()
+
+
+def test_forward_walks_from_states_on_the_way_know_their_step():
+    seen = []
+
+    class Watched(HyperGrid):
+        def backward_action(self, states, actions):
+            seen.append(states)
+            return super().backward_action(states, actions)
+
+    env = Watched(2, 5)
+    policy, n = MLPPolicy(env, (16,)), 50
+    start = env.encode([(1, 2), (0, 3)] * (n // 2))
+    start = States(start.data, start.step - 1, torch.zeros_like(start.done))
+    batch = rollout(policy, start, Conditions().sample(n), generator(0))
+    assert torch.equal(batch.states[:, 0], start.data)
+    # Before the stop, a step is one coordinate raised by one.
+    states = seen[0]
+    assert torch.equal(states.step[~states.done], states.data.sum(1)[~states.done])
+    assert torch.equal(~states.done, batch.valid.flatten())
 
 
 @pytest.mark.parametrize("backward", ["learned", "uniform", "paths"])
