@@ -53,7 +53,7 @@ class SamplingSettings:
     """
 
     batch_size: int = 64
-    epsilon: float = 0.05
+    epsilon: float = 0.1
     temperature: float = 1.0
     replay: int = 0
     replay_capacity: int = 10_000
@@ -108,13 +108,13 @@ class RunConfig:
     rewards: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     out: str = "runs/latest"
-    steps: int = 600
+    steps: int = 500
     seed: int = 0
     policy: PolicySettings = field(default_factory=PolicySettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     trainer: TrainerSettings = field(
         default_factory=lambda: TrainerSettings(
-            clip_norm=10.0, log_every=5, eval_every=25, checkpoint_every=50
+            learning_rate=3e-3, clip_norm=10.0, log_every=5, eval_every=25, checkpoint_every=50
         )
     )
     oracle: OracleSettings = field(default_factory=OracleSettings)

@@ -98,7 +98,7 @@ def molecules(
     rewards: str = "qed,sa",
     vocabulary: str | None = None,
     preset: str = "irreducible",
-    max_fragments: int = 4,
+    max_fragments: int = 5,
     min_fragments: int = 2,
 ) -> Task:
     """Drug-like molecules assembled from fragments.
@@ -124,7 +124,7 @@ def molecules(
         return TreePolicy(
             env,
             condition_size,
-            hidden=settings.hidden or 64,
+            hidden=settings.hidden or 128,
             layers=settings.layers or 3,
             backward=settings.backward or "paths",  # type: ignore[arg-type]
             flow=flow,
