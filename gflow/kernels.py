@@ -1,17 +1,21 @@
 """Step distributions: what a policy says about the next action of each row.
 
-A kernel samples, scores, and compares; discrete kernels sample by the Gumbel-max rule from noise
-drawn beforehand (one call for a block of steps), so that a step holds no random-number call, can
-be compiled, and depends on nothing but an explicit generator.
+A kernel samples, scores, and compares; discrete kernels sample from noise drawn beforehand (one
+call for a block of steps), so that a step holds no random-number call, can be compiled, and depends
+on nothing but an explicit generator. Few actions are sampled by the Gumbel-max rule, many by their
+cumulative distribution, which takes one random number instead of one for each action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+MANY = 128
+"""A categorical factor with more values than this is sampled by its cumulative distribution."""
 
 
 class Kernel(Protocol):
@@ -34,6 +38,35 @@ class Kernel(Protocol):
 
     def explore(self, uniform: Tensor | None, temperature: float) -> Kernel:
         """Behaviour kernel: rows where `uniform` [n] bool holds pick any legal action evenly."""
+
+
+def noise_widths(sizes: Sequence[int]) -> list[int]:
+    """Random numbers that sampling each factor takes: one for each value, or one if they are many.
+
+    Args:
+        sizes: numbers of values of an action's factors.
+    """
+    return [1 if size > MANY else size for size in sizes]
+
+
+def draw_noise(
+    rows: tuple[int, ...],
+    sizes: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    """What `Kernel.sample` consumes for one action of each row, [*rows, sum of `noise_widths`].
+
+    Gumbel noise for each value of a factor, or one uniform number below 1 if they are many.
+    """
+    parts = [
+        torch.empty(*rows, 1, dtype=dtype, device=device).uniform_(generator=generator)
+        if size > MANY
+        else gumbel_noise((*rows, size), generator, dtype, device)
+        for size in sizes
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def gumbel_noise(
@@ -63,8 +96,17 @@ class Categorical:
         self.logits = logits if mask is None else torch.where(mask, logits, -torch.inf)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Gumbel-max sample, [n]."""
-        return (self.logits + noise).argmax(-1)
+        """Actions [n] from Gumbel noise [n, A], or by inverse CDF from uniform numbers [n, 1]."""
+        if noise.shape[-1] == self.logits.shape[-1]:
+            return (self.logits + noise).argmax(-1)
+        # Running sums of integers are exact on every device, so weight 0 is never drawn.
+        weight = (self.logits.softmax(-1) * 2.0**30).int()
+        below = weight.cumsum(-1, dtype=torch.int32)
+        total = below[:, -1:]
+        point = (noise * total).int().minimum(total - 1)
+        chosen = torch.searchsorted(below, point, right=True).squeeze(-1)
+        # Logits that are not finite must not lead beyond the last action.
+        return chosen.clamp(max=self.logits.shape[-1] - 1)
 
     def log_probs(self) -> Tensor:
         """Log-probabilities of all actions, [n, A], -inf where illegal."""
@@ -109,9 +151,10 @@ class Factored:
         self.first, self.second, self.sizes = first, second, sizes
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Gumbel-max sample, [n, 2]."""
-        one = self.first.sample(noise[..., : self.sizes[0]])
-        two = self.second(one).sample(noise[..., self.sizes[0] :])
+        """Actions [n, 2]."""
+        for_first, for_second = noise.split(noise_widths(self.sizes), -1)
+        one = self.first.sample(for_first)
+        two = self.second(one).sample(for_second)
         return torch.stack([one, two], -1)
 
     def log_prob(self, action: Tensor) -> Tensor:

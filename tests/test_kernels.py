@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from gflow.kernels import Categorical, Factored, gumbel_noise
+from gflow.kernels import MANY, Categorical, Factored, draw_noise, gumbel_noise, noise_widths
+from gflow.seeding import generator
 
 
 def test_gumbel_max_samples_the_softmax():
@@ -15,6 +16,68 @@ def test_gumbel_max_samples_the_softmax():
     expected = torch.tensor([0.0, 1.0, 2.0]).softmax(0)
     assert torch.allclose(share[:3], expected, atol=0.01)
     assert share[3] == 0
+
+
+def many(n, dtype=torch.float32):
+    """n rows of one distribution over many actions, a fifth of them legal."""
+    size = 3 * MANY
+    logits = 2 * torch.randn(size, generator=generator(1), dtype=dtype)
+    mask = torch.arange(size) % 5 == 2
+    return Categorical(logits.expand(n, -1), mask.expand(n, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_actions_are_sampled_by_their_cumulative_distribution(dtype):
+    n = 400_000
+    kernel = many(n, dtype)
+    size = kernel.logits.shape[1]
+    even = torch.arange(n, dtype=dtype).add(0.5).unsqueeze(1) / n
+    share = torch.bincount(kernel.sample(even), minlength=size) / n
+    expected = many(1, dtype).log_probs()[0].exp()
+    # Evenly spaced points hit an interval of length p between p n - 1 and p n + 1 times.
+    assert ((share - expected).abs() <= 1.1 / n).all()
+    assert (share[expected == 0] == 0).all()
+    drawn = draw_noise((n,), (size,), generator(0), dtype, "cpu")
+    assert drawn.shape == (n, 1)
+    share = torch.bincount(kernel.sample(drawn), minlength=size) / n
+    assert (share - expected).abs().sum() / 2 < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 1e4])
+def test_many_actions_never_give_an_illegal_one(dtype, spread):
+    """Also from the smallest and largest numbers that can be drawn, whatever is legal."""
+    size, n = 3840, 512
+    source = generator(0)
+    logits = spread * torch.randn(n, size, generator=source, dtype=dtype)
+    mask = torch.rand(n, size, generator=source) < torch.rand(n, 1, generator=source) ** 4
+    mask[torch.arange(n), torch.randint(size, (n,), generator=source)] = True
+    kernel = Categorical(logits, mask)
+    for point in (0.0, 1 - torch.finfo(dtype).eps / 2, torch.rand(n, 1, generator=source)):
+        action = kernel.sample(torch.full((n, 1), 0.0, dtype=dtype) + point)
+        assert mask[torch.arange(n), action].all()
+
+
+def test_logits_that_are_not_finite_give_an_action_within_range():
+    kernel = Categorical(torch.full((4, 2 * MANY), torch.nan))
+    action = kernel.sample(torch.tensor([[0.0], [0.3], [0.9], [0.99999]]))
+    assert ((action >= 0) & (action < 2 * MANY)).all()
+
+
+def test_noise_of_each_factor_is_as_wide_as_its_sampling_needs():
+    sizes = (3, MANY, MANY + 1)
+    assert noise_widths(sizes) == [3, MANY, 1]
+    gumbel, uniform = draw_noise((9, 70), sizes, generator(0), torch.float64, "cpu").split(
+        [3 + MANY, 1], -1
+    )
+    assert (
+        uniform.min() >= 0
+        and uniform.max() < 1
+        and uniform.mean().item() == pytest.approx(0.5, abs=0.05)
+    )
+    # Euler's constant and pi^2 / 6
+    assert gumbel.mean().item() == pytest.approx(0.5772, abs=0.02)
+    assert gumbel.var().item() == pytest.approx(1.6449, abs=0.04)
 
 
 def test_noise_is_finite_even_when_the_exponential_is_zero():
@@ -67,6 +130,23 @@ def test_factored_log_probs_are_the_product():
         assert kernel.log_prob(pair).item() == pytest.approx(every[flat].item())
     assert kernel.entropy().item() == pytest.approx(-(every.exp() * every).sum().item())
     assert kernel.kl(factored(1)).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("first, second", [(3, 2 * MANY), (2 * MANY, 3), (2 * MANY, 2 * MANY)])
+def test_a_factor_with_many_values_is_sampled_beside_any_other(first, second):
+    """The second factor's only legal value says which first factor it was drawn for."""
+    n = 2000
+    kernel = Factored(
+        Categorical(torch.zeros(n, first)),
+        lambda one: Categorical(
+            torch.zeros(n, second), torch.arange(second) == (one % second).unsqueeze(1)
+        ),
+        (first, second),
+    )
+    pairs = kernel.sample(draw_noise((n,), (first, second), generator(0), torch.float32, "cpu"))
+    assert torch.equal(pairs[:, 1], pairs[:, 0] % second)
+    share = torch.bincount(pairs[:, 0], minlength=first) / n
+    assert (share - 1 / first).abs().max() < 5 * (1 / first / n) ** 0.5
 
 
 def test_factored_samples_its_own_distribution():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gflow.kernels import gumbel_noise
+from gflow.kernels import draw_noise
 from gflow.mdp.states import States
 
 
@@ -107,9 +107,9 @@ class Environment(ABC):
         device: torch.device | str,
         backward: bool = False,
     ) -> Tensor:
-        """The randomness of `steps` steps of n rows, consumed by `Kernel.sample`.
+        """The randomness of `steps` steps of n rows, [steps, n, ...], consumed by `Kernel.sample`.
 
-        Gumbel noise [steps, n, sum of action sizes] (or [steps, n, A_b] backward).
+        See `draw_noise`: its width is that of the action's factors, or of backward actions.
         """
-        width = self.n_backward_actions if backward else sum(self.action_sizes)
-        return gumbel_noise((steps, n, width), generator, dtype, device)
+        sizes = (self.n_backward_actions,) if backward else self.action_sizes
+        return draw_noise((steps, n), sizes, generator, dtype, device)

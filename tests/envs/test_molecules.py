@@ -8,6 +8,7 @@ import torch
 
 from gflow.envs.molecules import FragmentMolecules, Vocabulary
 from gflow.envs.molecules.chemistry import SITE_CLASSES, allowed_pairs
+from gflow.kernels import noise_widths
 from gflow.mdp import States, concat_states
 from tests.envs.molecule_walks import SYMMETRIC, any_legal, random_action, random_molecules, walk
 
@@ -161,15 +162,12 @@ def test_observation_tells_tables_apart(env):
     assert len(torch.unique(torch.cat(columns, 1), dim=0)) == n_tables
 
 
-def test_sampling_is_reproducible_and_noise_is_gumbel(env):
+def test_sampling_is_reproducible(env):
     one, other = random_molecules(env, 20, seed=6), random_molecules(env, 20, seed=6)
     assert same(one, other)
     generator = torch.Generator().manual_seed(0)
     noise = env.noise(2, 300, generator, torch.float64, "cpu")
-    assert noise.shape == (2, 300, sum(env.action_sizes)) and noise.isfinite().all()
-    # Euler's constant and pi^2 / 6
-    torch.testing.assert_close(noise.mean().item(), 0.5772, rtol=0, atol=0.01)
-    torch.testing.assert_close(noise.var().item(), 1.6449, rtol=0, atol=0.02)
+    assert noise.shape == (2, 300, sum(noise_widths(env.action_sizes))) and noise.isfinite().all()
     assert env.noise(1, 3, generator, torch.float32, "cpu", backward=True).shape == (1, 3, 10)
 
 

@@ -7,6 +7,7 @@ from rdkit import Chem
 
 from gflow.envs.molecules import FragmentMolecules, Vocabulary, fragment_molecules
 from gflow.envs.molecules.fragmentation import cut
+from tests.envs.molecule_walks import random_action
 
 MESSY = """\ufeffid;Canonical_SMILES ;note
 1;CC(=O)Nc1ccc(O)cc1;paracetamol
@@ -119,9 +120,5 @@ def test_cutting_known_inhibitors_and_writing_them_again():
     states = env.initial(64)
     generator = torch.Generator().manual_seed(0)
     while not states.done.all():
-        slot = env.noise(1, 64, generator, torch.float32, "cpu")[0]
-        mask = env.forward_mask(states)
-        one = torch.where(mask, slot[:, : mask.shape[1]], -torch.inf).argmax(1)
-        two = torch.where(env.forward_mask(states, one), slot[:, mask.shape[1] :], -torch.inf)
-        states = env.step(states, torch.stack([one, two.argmax(1)], 1))
+        states = env.step(states, random_action(env, states, generator))
     assert all(Chem.MolFromSmiles(text) is not None for text in env.decode(states))
