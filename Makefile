@@ -1,7 +1,7 @@
 # Two commands: `make front` (the main job) and `make test`. Both make .venv when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-STEPS ?= 500
+STEPS ?= 600
 OUT ?= runs/molecules
 
 .PHONY: front test lint wheel clean

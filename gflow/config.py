@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from gflow.training.checkpoint import write_atomically
 from gflow.training.trainer import TrainerSettings
+
+BACKWARD = ("uniform", "learned", "paths", "tree")
 
 
 class ConfigError(ValueError):
@@ -18,6 +21,17 @@ def one_sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def require(settings: Any, **rules: tuple[bool, str]) -> None:
+    """Refuse settings out of their range; a rule is whether it is met, and what is wanted.
+
+    Raises:
+        ConfigError: naming the first setting whose rule is not met.
+    """
+    for name, (met, wanted) in rules.items():
+        if not met:
+            raise ConfigError(f"{name} must be {wanted}, not {getattr(settings, name)}")
 
 
 @dataclass
@@ -34,6 +48,17 @@ class PolicySettings:
     layers: int = 0
     backward: str | None = None
 
+    def __post_init__(self) -> None:
+        require(
+            self,
+            hidden=(self.hidden >= 0, "0 or more"),
+            layers=(self.layers >= 0, "0 or more"),
+            backward=(
+                self.backward in (None, *BACKWARD),
+                f"one of {', '.join(BACKWARD)}",
+            ),
+        )
+
 
 @dataclass
 class SamplingSettings:
@@ -41,11 +66,14 @@ class SamplingSettings:
 
     Attributes:
         batch_size: new trajectories per step.
+        group_size: trajectories that share one preference and inverse temperature.
         epsilon: probability of an even choice among legal actions, at each step.
         temperature: logits of the behaviour policy are divided by it.
-        replay: replayed trajectories added to each batch; 0 for none.
+        replay: replayed trajectories added to each batch, 0 for none; none takes the method's
+            default.
         replay_capacity: trajectories kept for replay.
-        scalarization: weighted_sum, weighted_log_sum or tchebycheff.
+        scalarization: weighted_sum, weighted_log_sum, tchebycheff or focus; none takes the
+            method's default.
         inverse_temperature: exponent of the scalarised reward: a number, or a distribution such
             as uniform:1..32 or gamma:16..1, which the policy then sees; none takes the task's
             or the method's default.
@@ -77,6 +105,14 @@ class OracleSettings:
     timeout: float | None = None
     max_failed: float = 0.5
 
+    def __post_init__(self) -> None:
+        require(
+            self,
+            workers=(self.workers >= -1, "-1 or more"),
+            timeout=(self.timeout is None or self.timeout > 0, "a positive number of seconds"),
+            max_failed=(0 < self.max_failed <= 1, "in (0, 1]"),
+        )
+
 
 @dataclass
 class RunConfig:
@@ -95,6 +131,7 @@ class RunConfig:
         trainer: learning rates and intervals.
         oracle: how rewards are computed.
         baseline: compare with random construction at the same number of oracle calls.
+        samples: objects drawn from the trained sampler for each preference of the report.
         known: file of known objects (CSV or SMILES) to report novelty against.
         tensorboard: also write TensorBoard files (needs the extra gflow[log]).
         compile: compile blocks of rollout steps.
@@ -108,17 +145,18 @@ class RunConfig:
     rewards: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     out: str = "runs/latest"
-    steps: int = 500
+    steps: int = 600
     seed: int = 0
     policy: PolicySettings = field(default_factory=PolicySettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     trainer: TrainerSettings = field(
         default_factory=lambda: TrainerSettings(
-            learning_rate=3e-3, clip_norm=10.0, log_every=5, eval_every=25, checkpoint_every=50
+            learning_rate=2e-3, clip_norm=10.0, log_every=5, eval_every=25, checkpoint_every=50
         )
     )
     oracle: OracleSettings = field(default_factory=OracleSettings)
     baseline: bool = True
+    samples: int = 128
     known: str | None = None
     tensorboard: bool = False
     compile: bool = False
@@ -126,11 +164,20 @@ class RunConfig:
     dtype: str = "float32"
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        require(
+            self,
+            steps=(self.steps >= 0, "0 or more"),
+            samples=(self.samples >= 1, "at least 1"),
+            threads=(self.threads >= 1, "at least 1"),
+        )
+
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""
         import yaml
 
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+        text = yaml.safe_dump(asdict(self), sort_keys=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
 
     @staticmethod
     def load(path: Path) -> RunConfig:

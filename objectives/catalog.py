@@ -123,7 +123,7 @@ _TLM: _Paper = (
 
 _ORDER_TAGS = ("order", "multi-objective")
 _LEARNED_BACKWARD: dict[str, object] = {"backward": "learned"}
-_PREFERENCES: dict[str, object] = {"inverse_temperature": "16", "concentration": 1.5}
+_PREFERENCES: dict[str, object] = {"inverse_temperature": "16", "concentration": 1.0}
 
 
 def _row(

@@ -93,6 +93,9 @@ class TreePolicy(nn.Module):
         self.env, self.backward, self.flow = env, backward, flow
         with seeded_weights(seed):
             self.trunk = make(env, condition_size, hidden, layers)
+            self.modulation = (
+                _Modulation(condition_size, hidden, trunk != "mlp") if condition_size else None
+            )
             self.slot_head = _SlotHead(env, hidden, per_node=trunk != "mlp")
             self.stop_head = nn.Linear(hidden, 1)
             self.entry_head = _EntryHead(env, hidden, per_node=trunk != "mlp")
@@ -111,6 +114,8 @@ class TreePolicy(nn.Module):
         """Heads for each row, from one pass through the trunk."""
         record = self.env.observe(states)
         features = self.trunk(record, condition)
+        if self.modulation is not None:
+            features = self.modulation(features, condition, states.n)
         forward: Factored | None = None
         backward: Categorical | None = None
         flow: Tensor | None = None
@@ -145,6 +150,31 @@ class TreePolicy(nn.Module):
         mask = self.env.backward_mask(states)
         # Undoing the stop is certain wherever it is legal; its logit does not matter.
         return Categorical(torch.nn.functional.pad(logits, (0, 1)), mask)
+
+
+class _Modulation(nn.Module):
+    """Scales and shifts features by the condition (FiLM, 2017, arXiv 1709.07871).
+
+    What a preference changes is which features count, which sums alone express slowly.
+    """
+
+    def __init__(self, condition_size: int, hidden: int, per_node: bool):
+        super().__init__()
+        self.whole = nn.Linear(condition_size, 2 * hidden)
+        self.nodes = nn.Linear(condition_size, 2 * hidden) if per_node else None
+
+    def forward(self, features: Features, condition: Condition, n: int) -> Features:
+        encoding = condition.encoding.to(features.whole.dtype)
+        whole, nodes = _modulate(features.whole, self.whole(encoding)), features.nodes
+        if nodes is not None and self.nodes is not None:
+            state = torch.div(nodes.rows, len(nodes.inverse) // n, rounding_mode="floor")
+            nodes = nodes._replace(hidden=_modulate(nodes.hidden, self.nodes(encoding)[state]))
+        return Features(whole, nodes)
+
+
+def _modulate(features: Tensor, by: Tensor) -> Tensor:
+    scale, shift = by.chunk(2, -1)
+    return features * (1 + scale) + shift
 
 
 class _TreeTrunk(nn.Module):
