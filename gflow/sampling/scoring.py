@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gflow.mdp import Environment, Oracle, Trajectories
+from gflow.mdp import Environment, Oracle, States, Trajectories
 from gflow.oracles import OracleError, OracleRunner, Scores
 from gflow.scalarize import log_reward, weighted_sum
 
@@ -37,6 +37,10 @@ class Scorer:
         oracle: an oracle on states, or a runner around an oracle on objects.
         scalarization: reward vectors and weights to log S.
         listeners: called with every scored batch before failed rows are dropped.
+        partial: also set `partial_log_reward`, for objectives that credit unfinished objects.
+
+    Raises:
+        ValueError: partial log-rewards of an oracle that does not read states.
     """
 
     def __init__(
@@ -45,8 +49,14 @@ class Scorer:
         oracle: Oracle | OracleRunner,
         scalarization: Scalarization = weighted_sum,
         listeners: tuple[Callable[[Scored], None], ...] = (),
+        partial: bool = False,
     ):
-        self.env, self.oracle = env, oracle
+        if partial and isinstance(oracle, OracleRunner):
+            raise ValueError(
+                "log-rewards of unfinished objects need an oracle that reads states, "
+                f"not {type(oracle.oracle).__name__}"
+            )
+        self.env, self.oracle, self.partial = env, oracle, partial
         self.scalarization, self.listeners = scalarization, listeners
 
     def __call__(self, batch: Trajectories) -> Trajectories:
@@ -71,7 +81,25 @@ class Scorer:
             batch = batch.rows(good)
         assert batch.rewards is not None
         batch.log_reward = log_reward(batch.rewards, batch.condition, self.scalarization)
+        if self.partial:
+            batch.partial_log_reward = self._partial_log_reward(batch)
         return batch
+
+    def _partial_log_reward(self, batch: Trajectories) -> Tensor:
+        """log R of every state, [B, T + 1]: what the oracle says of parts, or of finished ones."""
+        n, columns = batch.states.shape[:2]
+        step = torch.arange(columns, device=batch.states.device).repeat(n)
+        states = States(batch.states.flatten(0, 1), step, torch.zeros_like(step, dtype=torch.bool))
+        condition = batch.condition.rows(
+            torch.arange(n, device=step.device).repeat_interleave(columns)
+        )
+        assert not isinstance(self.oracle, OracleRunner)
+        of_parts = getattr(self.oracle, "partial_log_reward", None)
+        if of_parts is None:
+            values = log_reward(self.oracle(states), condition, self.scalarization)
+        else:
+            values = of_parts(states) * condition.inverse_temperature
+        return values.view(n, columns)
 
     def _tell(self, scored: Scored) -> None:
         for listener in self.listeners:

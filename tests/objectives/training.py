@@ -1,10 +1,7 @@
 """Short training runs shared by the tests of convergence."""
 
-import torch
-
 from gflow.conditions import Conditions
 from gflow.estimators import terminating_distribution, total_variation
-from gflow.mdp import States
 from gflow.objectives.balance import (
     BackwardLikelihood,
     DetailedBalance,
@@ -41,25 +38,13 @@ FIXED_TARGET = {
 """Every objective whose optimum is P_T(x) = R(x) / Z."""
 
 
-class PartialScorer(Scorer):
-    """Also sets the log-reward that every state would have as a finished object."""
-
-    def __call__(self, batch):
-        batch = super().__call__(batch)
-        flat = batch.states.flatten(0, 1)
-        step = torch.zeros(len(flat), dtype=torch.int64)
-        log_reward = self.oracle(States(flat, step, step.bool())).squeeze(-1).log()
-        batch.partial_log_reward = log_reward.view(batch.n, -1)
-        return batch
-
-
 def trainer(policy, objective, oracle, seed=0, rate=0.05, batch_size=16, epsilon=0.1, wrap=None):
     """A Trainer without conditions, in the policy's dtype."""
     dtype = next(policy.parameters()).dtype
     sampler = OnPolicy(
         policy,
         Conditions(),
-        PartialScorer(policy.env, oracle),
+        Scorer(policy.env, oracle, partial=True),
         batch_size,
         seed,
         exploration=Exploration(epsilon=epsilon),
