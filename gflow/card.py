@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from gflow.draw import Samples
 from gflow.mdp import Reward
 from gflow.pareto import hypervolume
-from gflow.run import Samples, Setup
+from gflow.run import Setup
 from gflow.store import CandidateStore
 
 
@@ -26,7 +27,7 @@ def write_card(setup: Setup, folder: Path, samples: list[Samples], seconds: floa
         "",
         f"**Task.** `{config.task}`"
         + (f" with options {config.options}" if config.options else "")
-        + f"; scalarised by `{config.sampling.scalarization}`, inverse temperature "
+        + f"; scalarised by `{setup.scalarization}`, inverse temperature "
         f"{setup.conditions.inverse_temperature}.",
         "",
         "**Rewards** (all maximised):",

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from gflow.config import ConfigError, RunConfig, one_sentence
 
@@ -40,11 +40,11 @@ def resume(folder: str, steps: int = 0) -> None:
 
 def _train(run: Any, steps: int) -> None:
     from gflow.card import write_card
+    from gflow.draw import write_samples
     from gflow.report import write_report
-    from gflow.run import run_baseline, write_samples
+    from gflow.run import run_baseline
 
     folder, setup = run.folder, run.setup
-    main = run.runtime.is_main
     started = time.perf_counter()
     try:
         run.train(steps)
@@ -54,12 +54,12 @@ def _train(run: Any, steps: int) -> None:
             )
             return
         seconds = time.perf_counter() - started
-        if not main:
+        if not run.runtime.is_main:
             return
         if setup.config.baseline:
             print("random construction at the same number of oracle calls", flush=True)
             run_baseline(setup, folder, run.store.oracle_calls)
-        samples = write_samples(setup, folder, 128, run.store)
+        samples = write_samples(setup, folder, run.store)
         _copy_known(setup, folder)
     finally:
         run.close()
@@ -97,11 +97,12 @@ def sample(
     """
     import torch
 
-    from gflow.export import export
-    from gflow.run import draw, load_sampler, parse_preference
+    from gflow.draw import draw, load_sampler, parse_preference
+    from gflow.export import export, writer_of
     from gflow.store import Candidate, CandidateStore
 
     place = Path(folder)
+    writer_of(Path(output))
     setup = load_sampler(place)
     torch.set_num_threads(setup.config.threads)
     rewards = setup.task.oracle.rewards
@@ -245,7 +246,16 @@ SHORT = {"output": "-o", "n": "-n"}
 
 def build_parser() -> Any:
     """The argument parser with one subcommand per function."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser as Parser
+
+    class ArgumentParser(Parser):  # type: ignore[misc]
+        """Says what is wrong in one line."""
+
+        def error(self, message: str, ex: Exception | None = None) -> Never:
+            """Print `message` and leave."""
+            text = " ".join(message.split())
+            print(f"gflow: {text} (gflow --help, or gflow COMMAND --help)", file=sys.stderr)
+            raise SystemExit(2)
 
     parser = ArgumentParser(prog="gflow", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=_version())
@@ -314,6 +324,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except _known_errors() as error:
         print(f"gflow: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("gflow: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _known_errors() -> tuple[type[Exception], ...]:

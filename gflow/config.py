@@ -81,13 +81,27 @@ class SamplingSettings:
     """
 
     batch_size: int = 64
+    group_size: int = 1
     epsilon: float = 0.1
     temperature: float = 1.0
-    replay: int = 0
+    replay: int | None = None
     replay_capacity: int = 10_000
-    scalarization: str = "weighted_sum"
+    scalarization: str | None = None
     inverse_temperature: str | None = None
     concentration: float | None = None
+
+    def __post_init__(self) -> None:
+        whole = self.group_size >= 1 and self.batch_size % self.group_size == 0
+        require(
+            self,
+            batch_size=(self.batch_size >= 1, "at least 1"),
+            group_size=(whole, f"a divisor of the batch size {self.batch_size}"),
+            epsilon=(0 <= self.epsilon <= 1, "in [0, 1]"),
+            temperature=(self.temperature > 0, "positive"),
+            replay=(self.replay is None or self.replay >= 0, "0 or more"),
+            replay_capacity=(self.replay_capacity >= 1, "at least 1"),
+            concentration=(self.concentration is None or self.concentration > 0, "positive"),
+        )
 
 
 @dataclass

@@ -15,6 +15,7 @@ from gflow.mdp import Reward
 from gflow.store import Candidate, CandidateStore, StoreError, as_text
 
 Row = dict[str, Any]
+Writer = Callable[[Path, list[Row], list[str]], None]
 _OBJECT_COLUMNS = ("smiles", "object", "sequence")
 
 
@@ -41,12 +42,7 @@ def export(
             molecules where the format holds nothing else.
     """
     path = Path(path)
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        known = ", ".join(_WRITERS)
-        raise StoreError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; {known}")
-    if not path.parent.is_dir():
-        raise StoreError(f"{path}: there is no folder {path.parent}")
+    writer = writer_of(path)
     rows = [_row(candidate, rewards, column) for candidate in candidates]
     columns = list(_row(_NOTHING, rewards, column))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -56,6 +52,21 @@ def export(
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def writer_of(path: Path) -> Writer:
+    """What writes the format that the suffix of `path` names.
+
+    Raises:
+        StoreError: unknown suffix, or no such folder.
+    """
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        known = ", ".join(_WRITERS)
+        raise StoreError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; {known}")
+    if not path.parent.is_dir():
+        raise StoreError(f"{path}: there is no folder {path.parent}")
+    return writer
 
 
 _NOTHING = Candidate(
@@ -142,7 +153,7 @@ def _molecule(item: Any) -> Any:
     return molecule
 
 
-_WRITERS: dict[str, Callable[[Path, list[Row], list[str]], None]] = {
+_WRITERS: dict[str, Writer] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gflow.conditions import Conditions, InverseTemperature, simplex_lattice
+from gflow.conditions import Conditions, InverseTemperature
 from gflow.config import ConfigError, RunConfig, one_sentence
 from gflow.estimators import log_z_bounds
-from gflow.mdp import Condition, Reward
+from gflow.export import read_objects
+from gflow.mdp import Trajectories
 from gflow.objectives.catalog import Method, get_method
 from gflow.oracles import OracleRunner
 from gflow.sampling import (
     Exploration,
+    Hindsight,
     OnPolicy,
     Replay,
     Scorer,
     Strategy,
     WithReplay,
     compile_block,
-    rollout,
     step_block,
 )
 from gflow.scalarize import SCALARIZATIONS
@@ -36,7 +38,7 @@ from gflow.seeding import generator
 from gflow.store import CandidateStore
 from gflow.tasks import Task, make_task, near
 from gflow.training import Runtime, Trainer
-from gflow.training.checkpoint import CheckpointError, list_checkpoints, write_atomically
+from gflow.training.checkpoint import list_checkpoints, write_atomically
 from gflow.training.recorder import Recorder
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -46,13 +48,25 @@ SLOW_ORACLE = 1e-3
 
 @dataclass(frozen=True)
 class Setup:
-    """What training and sampling share."""
+    """What training and sampling share.
+
+    Attributes:
+        config: the run's settings.
+        task: the problem.
+        method: the method.
+        conditions: what preferences and inverse temperatures are drawn from.
+        policy: the network.
+        scalarization: key of `SCALARIZATIONS`.
+        replay: replayed trajectories added to each batch.
+    """
 
     config: RunConfig
     task: Task
     method: Method
     conditions: Conditions
     policy: nn.Module
+    scalarization: str
+    replay: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,39 +80,119 @@ def prepare(config: RunConfig) -> Setup:
     Raises:
         ConfigError: a setting is unknown or does not fit the others.
     """
-    for name, value, known in (
-        ("dtype", config.dtype, DTYPES),
-        ("scalarization", config.sampling.scalarization, SCALARIZATIONS),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name} {value!r}: {near(value, known)}")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {config.device!r}: this machine has no CUDA device")
+    sampling = config.sampling
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype {config.dtype!r}: {near(config.dtype, DTYPES)}")
+    _check_device(config.device)
     try:
         method = get_method(config.method)
+        if method.requires or "outcome-conditional" in method.tags:
+            raise ConfigError(
+                f"method {method.name!r} needs more than settings can say: use "
+                "gflow.objectives from Python, see docs/objectives.md"
+            )
+        scalarization = _first(sampling.scalarization, method, "scalarization", "weighted_sum")
+        if scalarization not in SCALARIZATIONS:
+            raise ConfigError(
+                f"scalarization {scalarization!r}: {near(scalarization, SCALARIZATIONS)}"
+            )
         task = make_task(config.task, config.rewards, config.options)
-        beta = (
-            config.sampling.inverse_temperature
-            or task.inverse_temperature
-            or method.defaults.get("inverse_temperature", "1")
-        )
-        concentration = config.sampling.concentration
-        if method.conditional and concentration is None:
-            concentration = float(str(method.defaults.get("concentration", 1.0)))
+        if method.needs_partial_rewards and not task.partial_rewards:
+            raise ConfigError(
+                f"method {method.name!r} needs rewards of unfinished objects, "
+                f"which task {config.task!r} does not have"
+            )
+        _check_ranges(task, scalarization)
+        # An order of rewards does not change with their exponent.
+        usual = "1" if "order" in method.tags else task.inverse_temperature
+        usual = usual or str(method.defaults.get("inverse_temperature", "1"))
+        concentration = _first(sampling.concentration, method, "concentration", 1.0)
         conditions = Conditions(
             len(task.oracle.rewards),
-            InverseTemperature.parse(str(beta)),
+            InverseTemperature.parse(str(sampling.inverse_temperature or usual)),
             concentration if method.conditional else None,
         )
+        backward = _first(config.policy.backward, method, "backward", None)
+        if backward == "tree" and not task.env.tree:
+            raise ConfigError(f"backward 'tree': objects of task {config.task!r} have many parents")
         policy = task.make_policy(
-            config.policy, conditions.encoding_size, method.needs_flow, config.seed
+            replace(config.policy, backward=backward),
+            conditions.encoding_size,
+            method.needs_flow,
+            method.needs_energy,
+            config.seed,
         )
     except ConfigError:
         raise
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(one_sentence(error)) from error
     policy = policy.to(device=config.device, dtype=DTYPES[config.dtype])
-    return Setup(config, task, method, conditions, policy)
+    replay = _first(sampling.replay, method, "replay", 0)
+    return Setup(config, task, method, conditions, policy, scalarization, replay)
+
+
+def _first(chosen: Any, method: Method, name: str, otherwise: Any) -> Any:
+    """What the user chose, else the method's default, else `otherwise`."""
+    return method.defaults.get(name, otherwise) if chosen is None else chosen
+
+
+def _check_ranges(task: Task, scalarization: str) -> None:
+    highest = 1.0 if scalarization == "tchebycheff" else math.inf
+    for reward in task.oracle.rewards:
+        if reward.low < 0 or reward.high > highest + 1e-6:
+            raise ConfigError(
+                f"scalarization {scalarization!r} takes rewards from 0 to {highest:g}, and "
+                f"{reward.name!r} ranges from {reward.low:g} to {reward.high:g}"
+            )
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}: choose cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: this machine has no CUDA device")
+
+
+def try_out(setup: Setup) -> None:
+    """Call the method on one batch with made-up rewards, before anything is written.
+
+    Raises:
+        ConfigError: the method refuses the task or the settings.
+    """
+
+    def made_up(batch: Trajectories) -> Trajectories:
+        zeros = torch.zeros(batch.states.shape[:2], dtype=setup.dtype, device=setup.config.device)
+        batch.rewards = zeros[:, :1].expand(-1, setup.conditions.n_rewards)
+        batch.log_reward = zeros[:, 0]
+        batch.partial_log_reward = zeros if setup.method.needs_partial_rewards else None
+        return batch
+
+    try:
+        setup.method.objective(setup.policy, _fresh(setup, made_up, setup.config.seed)())  # type: ignore[arg-type]
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"method {setup.method.name!r}: {one_sentence(error)}") from error
+
+
+def _fresh(
+    setup: Setup, score: Callable[[Trajectories], Trajectories], seed: int, block: Any = step_block
+) -> OnPolicy:
+    """The current policy's trajectories."""
+    sampling = setup.config.sampling
+    return OnPolicy(
+        setup.policy,  # type: ignore[arg-type]
+        setup.conditions,
+        score,
+        sampling.batch_size,
+        seed,
+        exploration=Exploration(sampling.epsilon, sampling.temperature),
+        group_size=sampling.group_size,
+        keep_log_pf=True,
+        device=setup.config.device,
+        dtype=setup.dtype,
+        block=block,
+    )
 
 
 class Run:
@@ -110,7 +204,8 @@ class Run:
 
     Raises:
         ConfigError: bad settings, or the folder already holds a run.
-        CheckpointError: nothing to resume from.
+        CheckpointError: the newest checkpoint cannot be used.
+        StoreError: the file of known objects cannot be read.
     """
 
     def __init__(self, config: RunConfig, resume: bool = False):
@@ -122,6 +217,9 @@ class Run:
                 "or choose another --out"
             )
         self.setup = setup = prepare(config)
+        if config.known is not None:
+            read_objects(config.known)
+        try_out(setup)
         self.runtime = Runtime.create(config.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.store = CandidateStore(
@@ -139,37 +237,28 @@ class Run:
             events=self.recorder.events(config.tensorboard),
             extra_state={"archive": self.recorder.archive},
         )
-        if resume:
-            found = list_checkpoints(self.folder / "checkpoints")
-            if not found:
-                raise CheckpointError(f"{self.folder} has no checkpoint to resume from")
-            self.trainer.load(found[-1])
-            self.recorder.forget_after(self.trainer.step)
-        else:
+        if not resume:
             config.save(self.folder / "config.yaml")
             write_json(self.folder / "environment.json", describe_environment(config))
+        if found := list_checkpoints(self.folder / "checkpoints"):
+            self.trainer.load(found[-1])
+        else:
+            # A run that was stopped before its first checkpoint starts again.
             self._start_log_z()
+        self.recorder.forget_after(self.trainer.step)
 
     def _sampler(self) -> Strategy:
         config, setup = self.setup.config, self.setup
-        sampling = config.sampling
-        fresh = OnPolicy(
-            setup.policy,  # type: ignore[arg-type]
-            setup.conditions,
-            self.scorer,
-            sampling.batch_size,
-            generator(config.seed, "rank", self.runtime.rank).initial_seed(),
-            exploration=Exploration(sampling.epsilon, sampling.temperature),
-            keep_log_pf=True,
-            device=self.runtime.device,
-            dtype=setup.dtype,
-            block=compile_block() if config.compile else step_block,
-        )
-        if not sampling.replay:
-            return fresh
-        replay = Replay(sampling.replay_capacity)
-        warm_up = min(1000, sampling.replay_capacity)
-        return WithReplay(fresh, replay, sampling.replay, config.seed, warm_up)
+        seed = generator(config.seed, "rank", self.runtime.rank).initial_seed()
+        block = compile_block() if config.compile else step_block
+        sampler: Strategy = _fresh(setup, self.scorer, seed, block)
+        if setup.scalarization == "focus" and setup.conditions.with_preference:
+            sampler = Hindsight(sampler, setup.conditions, config.seed)
+        if not setup.replay:
+            return sampler
+        capacity = config.sampling.replay_capacity
+        replay = Replay(capacity)
+        return WithReplay(sampler, replay, setup.replay, config.seed, min(1000, capacity))
 
     def _start_log_z(self) -> None:
         """Start log Z where a first batch puts it: far off, it would rule the first gradients."""
@@ -193,9 +282,10 @@ def make_scorer(setup: Setup, cache: CandidateStore | None, *listeners: Any) -> 
     """The scorer of a task: oracles on objects behind a runner with cache and workers."""
     oracle = setup.task.oracle
     settings = setup.config.oracle
-    scalarization = SCALARIZATIONS[setup.config.sampling.scalarization]
+    scalarization = SCALARIZATIONS[setup.scalarization]
     if oracle.on_states:
-        return Scorer(setup.task.env, oracle, scalarization, listeners)
+        partial = setup.method.needs_partial_rewards
+        return Scorer(setup.task.env, oracle, scalarization, listeners, partial)
     workers = settings.workers
     if workers < 0:
         workers = available_processors() if oracle.seconds >= SLOW_ORACLE else 0
@@ -242,157 +332,6 @@ def run_baseline(setup: Setup, folder: Path, calls: int) -> None:
             stalled = stalled + 1 if store.oracle_calls == before else 0
         if isinstance(scorer.oracle, OracleRunner):
             scorer.oracle.close()
-
-
-class Samples(NamedTuple):
-    """Objects drawn from a trained sampler.
-
-    Attributes:
-        objects: n decoded objects.
-        keys: n canonical keys.
-        rewards: [n, K], NaN where the oracle failed.
-        reasons: n reasons of failure, or None.
-        condition: the n conditions asked for.
-        log_pf: [n], log-probability of each trajectory.
-    """
-
-    objects: list[Any]
-    keys: list[str]
-    rewards: Tensor
-    reasons: list[str | None]
-    condition: Condition
-    log_pf: Tensor
-
-
-def load_sampler(folder: Path) -> Setup:
-    """The trained policy of a finished or running run, from its newest checkpoint.
-
-    Raises:
-        ConfigError: no run folder.
-        CheckpointError: no usable checkpoint yet.
-    """
-    from gflow.training import load_checkpoint
-
-    setup = prepare(RunConfig.load(folder / "config.yaml"))
-    found = list_checkpoints(folder / "checkpoints")
-    if not found:
-        raise CheckpointError(f"{folder} has no checkpoint yet: wait for the run's first one")
-    state = load_checkpoint(found[-1], setup.config.device)
-    try:
-        setup.policy.load_state_dict(state["policy"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{found[-1]} does not fit {folder}/config.yaml: {error}") from error
-    return setup
-
-
-def draw(
-    setup: Setup,
-    preference: Tensor | None,
-    n: int,
-    seed: int,
-    inverse_temperature: float | None = None,
-    store: CandidateStore | None = None,
-) -> Samples:
-    """n objects for one preference [K] (none without preferences), scored.
-
-    Args:
-        setup: from `prepare` or `load_sampler`.
-        preference: weights that sum to one, or None for preferences drawn as in training.
-        n: number of objects.
-        seed: seeds the draw.
-        inverse_temperature: beta; drawn as in training when None.
-        store: known outcomes, which are not scored again.
-    """
-    conditions, dtype, device = setup.conditions, setup.dtype, setup.config.device
-    stream = generator(seed, "draw")
-    condition = conditions.sample(n, stream, dtype)
-    weights, beta = condition.preference, condition.inverse_temperature
-    if inverse_temperature is not None:
-        if conditions.inverse_temperature.kind == "constant":
-            raise ConfigError("this run has a fixed inverse temperature: train with a range to ask")
-        beta = torch.full((n,), inverse_temperature, dtype=dtype)
-    if preference is not None:
-        if not conditions.with_preference:
-            raise ConfigError(f"method {setup.method.name!r} was trained without preferences")
-        weights = preference.to(dtype).expand(n, -1)
-    condition = conditions.make(weights, beta).to(device)
-    batch = rollout(
-        setup.policy,  # type: ignore[arg-type]
-        setup.task.env.initial(n, device),
-        condition,
-        generator(seed, "rollout", device=device),
-        keep_log_pf=True,
-    )
-    assert batch.log_pf_old is not None
-    objects = setup.task.env.decode(batch.terminal)
-    keys = [setup.task.key(item) for item in objects]
-    scorer = make_scorer(setup, store)
-    reasons: list[str | None] = [None] * n
-    if isinstance(scorer.oracle, OracleRunner):
-        with scorer.oracle as runner:
-            scores = runner.evaluate(objects)
-        rewards, reasons = scores.rewards, scores.reasons
-    else:
-        rewards = scorer.oracle(batch.terminal)
-    return Samples(objects, keys, rewards, reasons, condition, batch.log_pf_old.sum(1))
-
-
-def parse_preference(text: str, rewards: Sequence[Reward]) -> Tensor:
-    """[K] weights from "qed=0.7,sa=0.3" or "0.7,0.3"; unnamed rewards get 0.
-
-    Raises:
-        ConfigError: unknown name, no number, negative, or not summing to one.
-    """
-    names = [reward.name for reward in rewards]
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    values = [0.0] * len(names)
-    for position, part in enumerate(parts):
-        name, _, number = part.rpartition("=")
-        if not name and len(parts) != len(names):
-            raise ConfigError(f"preference {text!r}: write name=weight for {', '.join(names)}")
-        if name and name not in names:
-            raise ConfigError(f"preference {text!r}: no reward {name!r}, {near(name, names)}")
-        try:
-            values[names.index(name) if name else position] = float(number)
-        except ValueError:
-            raise ConfigError(f"preference {text!r}: {number!r} is no number") from None
-    if min(values) < 0 or abs(sum(values) - 1) > 1e-4:
-        raise ConfigError(f"preference {text!r}: weights must not be negative and must sum to 1")
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def report_preferences(n_rewards: int) -> Tensor:
-    """Preferences the report asks the trained sampler for, [P, K]."""
-    if n_rewards == 2:
-        return simplex_lattice(2, 5)
-    corners = torch.eye(n_rewards, dtype=torch.float64)
-    middle = torch.full((1, n_rewards), 1 / n_rewards, dtype=torch.float64)
-    halves = 0.5 * (corners + corners.roll(1, 0)) if n_rewards > 2 else corners[:0]
-    return torch.cat([corners, halves, middle])
-
-
-def write_samples(setup: Setup, folder: Path, n: int, store: CandidateStore) -> list[Samples]:
-    """Ask the trained sampler for every report preference and write `samples.json`."""
-    wanted: list[Tensor | None] = [None]
-    if setup.conditions.with_preference:
-        wanted = list(report_preferences(setup.conditions.n_rewards))
-    drawn, rows = [], []
-    for number, preference in enumerate(wanted):
-        samples = draw(setup, preference, n, setup.config.seed + number, store=store)
-        drawn.append(samples)
-        rows.append(
-            {
-                "preference": [] if preference is None else preference.tolist(),
-                "inverse_temperature": float(samples.condition.inverse_temperature.mean()),
-                "objects": samples.objects,
-                "rewards": [
-                    None if any(value != value for value in row) else row
-                    for row in samples.rewards.tolist()
-                ],
-            }
-        )
-    write_json(folder / "samples.json", rows)
-    return drawn
 
 
 def describe_environment(config: RunConfig) -> dict[str, Any]:

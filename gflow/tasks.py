@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from gflow.config import ConfigError, PolicySettings
-from gflow.mdp import Environment, Oracle, States
+from gflow.mdp import Environment, Oracle
 
 if TYPE_CHECKING:
     from gflow.envs.sequences.base import TokenRows
@@ -44,8 +44,7 @@ class Task:
         key: canonical key of an object.
         reference_point: where the hypervolume is measured from, one number per reward.
         inverse_temperature: what suits the task's rewards, unless the user says otherwise.
-        partial_log_reward: log-reward [n] of states that may be unfinished, for tasks of one
-            reward that have it.
+        partial_rewards: unfinished objects have rewards too.
     """
 
     env: Environment
@@ -55,7 +54,7 @@ class Task:
     key: Callable[[Any], str] = str
     reference_point: tuple[float, ...] = field(default=())
     inverse_temperature: str | None = None
-    partial_log_reward: Callable[[States], Tensor] | None = None
+    partial_rewards: bool = False
 
     def __post_init__(self) -> None:
         if not self.reference_point:
@@ -181,12 +180,7 @@ def hypergrid(dim: int = 4, side: int = 8, r0: float = 0.1) -> Task:
 
     env, oracle = HyperGrid(dim, side), CornerReward(side, r0)
     # Every point may be the end, so that every point has a reward.
-    return Task(
-        env,
-        oracle,
-        flat_policy(env),
-        partial_log_reward=lambda states: oracle(states).squeeze(-1).log(),
-    )
+    return Task(env, oracle, flat_policy(env), partial_rewards=True)
 
 
 @register
@@ -201,7 +195,8 @@ def grid_objectives(rewards: str = "branin,currin", side: int = 32, border: bool
     from gflow.envs.grids import GridObjectives, HyperGrid
 
     env = HyperGrid(2, side, stop_at_border=border)
-    return Task(env, GridObjectives(_names(rewards), side), flat_policy(env))
+    oracle = GridObjectives(_names(rewards), side)
+    return Task(env, oracle, flat_policy(env), partial_rewards=True)
 
 
 @register
@@ -216,7 +211,7 @@ def sets(problem: str = "small") -> Task:
 
     oracle = SetEnergy.setting(problem)
     env = Sets(len(oracle.energies), oracle.size)
-    return Task(env, oracle, flat_policy(env), partial_log_reward=oracle.partial_log_reward)
+    return Task(env, oracle, flat_policy(env), partial_rewards=True)
 
 
 @register

@@ -80,7 +80,9 @@ def _hypervolume_curve(
         front = torch.cat([front, scaled[start:end]])
         front, start = front[non_dominated(front, deduplicate=True)], end
         x.append(mark)
-        y.append(hypervolume(front, [0.0] * n_rewards, method=method).item())
+        # At the lower end of a range there is no volume, and fronts often start there.
+        above = front[(front > 0).all(-1)]
+        y.append(hypervolume(above, [0.0] * n_rewards, method=method).item() if len(above) else 0.0)
     return {"x": x, "y": y}
 
 

@@ -13,6 +13,7 @@ import torch
 from gflow.pareto import ParetoArchive
 from gflow.sampling.scoring import Scored
 from gflow.store import CandidateStore
+from gflow.training.checkpoint import write_atomically
 from gflow.training.trainer import Event, Events, Trainer
 
 ARCHIVE_CAPACITY = 2000
@@ -114,7 +115,8 @@ class Recorder:
             except (json.JSONDecodeError, KeyError):
                 # A killed run may leave half a line at the end.
                 continue
-        self.path.write_text("".join(kept))
+        text = "".join(kept)
+        write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
 def _short(value: float) -> float | None:
