@@ -13,7 +13,10 @@ VERSION = 1
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file and the reason."""
+    """A checkpoint that cannot be used; the message names the file and the reason, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 def write_atomically(path: Path, write: Any) -> None:
