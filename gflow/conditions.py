@@ -63,6 +63,9 @@ class InverseTemperature:
             raise ValueError(f"inverse temperature {text!r}: {error}") from None
         return cls(match[1] or "constant", *numbers)
 
+    def __str__(self) -> str:
+        return f"{self.a:g}" if self.kind == "constant" else f"{self.kind}:{self.a:g}..{self.b:g}"
+
     @property
     def high(self) -> float:
         """Upper end of the encoding: the largest value, or a gamma's 95 % quantile."""

@@ -30,6 +30,11 @@ def test_inverse_temperatures_have_the_right_mean(text, mean):
     assert draws.mean().item() == pytest.approx(mean, rel=0.02)
 
 
+@pytest.mark.parametrize("text", ["4", "uniform:1..3", "gamma:16..1"])
+def test_inverse_temperatures_print_as_they_are_written(text):
+    assert str(InverseTemperature.parse(text)) == text
+
+
 @pytest.mark.parametrize("text", ["", "x", "uniform:3", "uniform:3..1", "-2", "gauss:1..2", "1..2"])
 def test_bad_inverse_temperatures_are_refused(text):
     with pytest.raises(ValueError, match="inverse temperature"):
