@@ -46,9 +46,8 @@ def all_digits(base: int, length: int) -> Tensor:
 
 def with_last(mask: Tensor, only_last: Tensor) -> Tensor:
     """`mask` [n, A], but exactly the last entry in the rows `only_last` [n] bool."""
-    mask = mask & ~only_last.unsqueeze(1)
-    mask[:, -1] |= only_last
-    return mask
+    last = numbers(0, mask.shape[1], 1, mask.device) == mask.shape[1] - 1
+    return torch.where(only_last.unsqueeze(1), last, mask)
 
 
 def finished(data: Tensor, steps: Tensor) -> States:

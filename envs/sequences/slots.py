@@ -69,7 +69,7 @@ class Slots(TokenRows):
         moves = (states.data == EMPTY).repeat(1, self.n_symbols)
         if not self.has_stop:
             # A finished row has no empty slot.
-            moves[:, -1] |= states.done
+            moves[:, -1].logical_or_(states.done)
             return moves
         return torch.cat([moves, (states.step >= self.length).unsqueeze(1)], 1)
 

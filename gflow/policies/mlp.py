@@ -13,7 +13,6 @@ from gflow.mdp import Condition, Environment, Heads, States
 from gflow.policies.common import BackwardKind, fixed_backward_kernel, seeded_weights
 from gflow.policies.log_z import LogZ
 
-
 class MLPPolicy(nn.Module):
     """Forward, backward and flow heads on one shared trunk.
 
@@ -79,9 +78,10 @@ class MLPPolicy(nn.Module):
 
     def features(self, states: States, condition: Condition) -> Tensor:
         """What the trunk says about each row, [n, width]."""
-        features: Tensor = self.first(states, condition).relu()
+        # In place: at large batches fresh memory costs more than the arithmetic.
+        features: Tensor = self.first(states, condition).relu_()
         for layer in self.trunk:
-            features = layer(features).relu()
+            features = layer(features).relu_()
         return features
 
     def logits(self, features: Tensor, condition: Condition) -> Tensor:
@@ -114,7 +114,7 @@ class _FirstLayer(nn.Module):
         if self.multi_hot:
             ones = self.env.indices(states)
             assert ones is not None
-            x = nn.functional.embedding_bag(ones, self.seen, mode="sum") + self.bias
+            x = nn.functional.embedding_bag(ones, self.seen, mode="sum").add_(self.bias)
         else:
             x = torch.addmm(self.bias, self.env.observe(states).to(self.bias.dtype), self.seen)
         if self.asked is not None:
