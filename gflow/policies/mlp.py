@@ -13,6 +13,7 @@ from gflow.mdp import Condition, Environment, Heads, States
 from gflow.policies.common import BackwardKind, fixed_backward_kernel, seeded_weights
 from gflow.policies.log_z import LogZ
 
+
 class MLPPolicy(nn.Module):
     """Forward, backward and flow heads on one shared trunk.
 
