@@ -169,18 +169,18 @@ def put_states(states: States, rows: Tensor, new: States) -> States:
     return States(*(old.index_copy(0, rows, value) for old, value in zip(states, new, strict=True)))
 
 
-def _assemble(
-    policy: Policy,
-    start: States,
-    final: States,
-    pieces: list[tuple[Tensor | None, Block]],
-    total: int,
-    condition: Condition,
-    backward: bool,
-) -> Trajectories:
-    """Lay the blocks out as [n, T, ...], and turn backward walks round."""
-    env, n = policy.env, start.n
-    first = pieces[0][1]
+def _lay_out(
+    final: States, pieces: list[tuple[Tensor | None, Block]], total: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """States [n, T + 1, ...], actions, activity and log-probabilities [n, T, ...] of all blocks."""
+    blocks = [piece for _, piece in pieces]
+    if all(rows is None for rows, _ in pieces):
+        data = torch.cat([*(block.data for block in blocks), final.data.unsqueeze(1)], 1)
+        actions = torch.cat([block.actions for block in blocks], 1)
+        active = torch.cat([block.active for block in blocks], 1)
+        kept = [block.log_p for block in blocks if block.log_p is not None]
+        return data, actions, active, torch.where(active, torch.cat(kept, 1), 0.0) if kept else None
+    n, first = final.n, blocks[0]
     data = final.data.unsqueeze(1).expand(n, total + 1, *final.data.shape[1:]).clone()
     actions = first.actions.new_zeros(n, total, *first.actions.shape[2:])
     active = torch.zeros(n, total, dtype=torch.bool, device=actions.device)
@@ -193,6 +193,21 @@ def _assemble(
         if log_p is not None and piece.log_p is not None:
             log_p[index] = torch.where(piece.active, piece.log_p, 0.0)
         at = span.stop
+    return data, actions, active, log_p
+
+
+def _assemble(
+    policy: Policy,
+    start: States,
+    final: States,
+    pieces: list[tuple[Tensor | None, Block]],
+    total: int,
+    condition: Condition,
+    backward: bool,
+) -> Trajectories:
+    """Lay the blocks out as [n, T, ...], and turn backward walks round."""
+    env, n = policy.env, start.n
+    data, actions, active, log_p = _lay_out(final, pieces, total)
     lengths = active.sum(1)
     horizon = int(lengths.max())
     if backward:

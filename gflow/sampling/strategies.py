@@ -95,6 +95,8 @@ class ConditionStream:
     def __call__(self) -> tuple[Condition, Tensor]:
         """Conditions and group numbers of the next batch, on the CPU."""
         condition = self.conditions.sample(self.n_groups, self.generator, self.dtype)
+        if not self.conditions.encoding_size and self.group_size == 1:
+            return condition, torch.zeros(self.n_groups, dtype=torch.int64)
         group = torch.arange(self.n_groups).repeat_interleave(self.group_size)
         if self.group_size > 1:
             condition = condition.rows(group)
