@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gflow.kernels import Kernel
 from gflow.mdp import Condition, Policy, States, Trajectories
 
 BLOCK = 8
@@ -23,7 +25,7 @@ _BACKWARD = frozenset({"log_pb"})
 
 @dataclass(frozen=True)
 class Exploration:
-    """How the behaviour policy differs from P_F; losses always score P_F itself.
+    """How the behaviour policy differs from P_F; balance losses score P_F itself.
 
     Attributes:
         epsilon: probability, at each step of each row, of an even choice among legal actions.
@@ -57,6 +59,7 @@ def step_block(
     condition: Condition,
     noise: Tensor,
     uniform: Tensor | None,
+    epsilon: float,
     temperature: float,
     backward: bool,
     keep_log_p: bool,
@@ -77,7 +80,7 @@ def step_block(
         actions.append(action)
         flags.append(states.step if backward else states.done)
         if keep_log_p:
-            log_p.append(kernel.log_prob(action))
+            log_p.append(behaviour_log_prob(kernel, action, epsilon, temperature))
         states = env.backstep(states, action) if backward else env.step(states, action)
         if stop_early and bool((states.step == 0).all() if backward else states.done.all()):
             break
@@ -85,6 +88,24 @@ def step_block(
     active = flag > 0 if backward else ~flag
     kept = torch.stack(log_p, 1) if keep_log_p else None
     return Block(states, torch.stack(data, 1), torch.stack(actions, 1), active, kept)
+
+
+def behaviour_log_prob(
+    kernel: Kernel, action: Tensor, epsilon: float, temperature: float
+) -> Tensor:
+    """log-probability of actions [n] under what `Exploration` makes of a kernel, [n].
+
+    An even choice with probability epsilon makes the behaviour a mixture, whichever of its parts
+    a row was drawn from.
+    """
+    tempered = kernel if temperature == 1.0 else kernel.explore(None, temperature)
+    log_p = tempered.log_prob(action)
+    if epsilon == 0:
+        return log_p
+    even = kernel.explore(torch.ones_like(log_p, dtype=torch.bool), temperature).log_prob(action)
+    if epsilon == 1:
+        return even
+    return torch.logaddexp(log_p + math.log1p(-epsilon), even + math.log(epsilon))
 
 
 def compile_block() -> StepBlock:
@@ -116,7 +137,8 @@ def rollout(
         generator: source of randomness, on the states' device.
         exploration: behaviour policy.
         backward: walk from terminal states to s0; the record comes back in forward order.
-        keep_log_pf: store log P_F of the sampled actions (forward only).
+        keep_log_pf: store the log-probabilities of the sampled actions under the distribution
+            that drew them, exploration included (forward only).
         block: `step_block`, or what `compile_block` returns.
         steps: number of steps after which every row is known to be finished; by default the
             environment's `max_steps`.
@@ -141,8 +163,8 @@ def rollout(
             uniform = drawn < exploration.epsilon
         look_often = eager and device.type == "cpu" and not known_length
         piece = block(
-            policy, states, walking, noise, uniform, exploration.temperature, backward,
-            keep_log_pf, look_often,
+            policy, states, walking, noise, uniform, exploration.epsilon,
+            exploration.temperature, backward, keep_log_pf, look_often,
         )  # fmt: skip
         pieces.append((rows, piece))
         total += piece.active.shape[1]

@@ -128,7 +128,8 @@ class OnPolicy(Resumable):
         seed: seeds this strategy's own generators.
         exploration: behaviour policy.
         group_size: trajectories that share one condition.
-        keep_log_pf: store the sampled log P_F in the batch.
+        keep_log_pf: store the sampled actions' log-probabilities in the batch, exploration
+            included.
         device: where to roll out.
         dtype: dtype of conditions and noise.
         block: `step_block`, or what `compile_block` returns.

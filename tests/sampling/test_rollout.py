@@ -28,11 +28,28 @@ def test_the_record_is_consistent():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_re_evaluation_returns_the_stored_log_probabilities(dtype, tolerance):
-    policy, batch = sample(dtype=dtype, keep_log_pf=True, exploration=Exploration(0.3, 1.5))
+    policy, batch = sample(dtype=dtype, keep_log_pf=True)
     again = evaluate(policy, batch, frozenset()).log_pf
     assert again.dtype == dtype
     assert torch.allclose(again, batch.log_pf_old, atol=tolerance)
     assert (again[batch.valid] < 0).any() and (again[~batch.valid] == 0).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_kept_log_probabilities_are_those_of_what_sampled(epsilon, temperature):
+    """(1 - epsilon) times the tempered policy plus epsilon times an even choice."""
+    explore = Exploration(epsilon, temperature)
+    policy, batch = sample(dtype=torch.float64, keep_log_pf=True, exploration=explore)
+    row, column = batch.valid.nonzero(as_tuple=True)
+    states = States(batch.states[row, column], column, torch.zeros_like(row, dtype=torch.bool))
+    heads = policy(states, batch.condition.rows(row), frozenset({"log_pf"}))
+    tempered = (heads.forward.logits / temperature).softmax(-1)
+    legal = policy.env.forward_mask(states).double()
+    mixture = (1 - epsilon) * tempered + epsilon * legal / legal.sum(-1, keepdim=True)
+    chosen = mixture[torch.arange(len(row)), batch.actions[row, column]]
+    assert torch.allclose(batch.log_pf_old[row, column], chosen.log(), atol=1e-12)
+    assert (batch.log_pf_old[~batch.valid] == 0).all()
 
 
 def test_large_batches_drop_finished_rows_without_changing_any_row():
