@@ -230,7 +230,7 @@ class Run:
         self.trainer = Trainer(
             setup.policy,
             setup.method.objective,
-            self._sampler(),
+            make_sampler(setup, self.scorer, self._seed()),
             config.trainer,
             runtime=self.runtime,
             folder=self.folder,
@@ -244,27 +244,11 @@ class Run:
             self.trainer.load(found[-1])
         else:
             # A run that was stopped before its first checkpoint starts again.
-            self._start_log_z()
+            start_log_z(setup, self.trainer.sampler)
         self.recorder.forget_after(self.trainer.step)
 
-    def _sampler(self) -> Strategy:
-        config, setup = self.setup.config, self.setup
-        seed = generator(config.seed, "rank", self.runtime.rank).initial_seed()
-        block = compile_block() if config.compile else step_block
-        sampler: Strategy = _fresh(setup, self.scorer, seed, block)
-        if setup.scalarization == "focus" and setup.conditions.with_preference:
-            sampler = Hindsight(sampler, setup.conditions, config.seed)
-        if not setup.replay:
-            return sampler
-        capacity = config.sampling.replay_capacity
-        replay = Replay(capacity)
-        return WithReplay(sampler, replay, setup.replay, config.seed, min(1000, capacity))
-
-    def _start_log_z(self) -> None:
-        """Start log Z where a first batch puts it: far off, it would rule the first gradients."""
-        if "log_z" in self.setup.method.objective.needs:
-            bounds = log_z_bounds(self.setup.policy, self.trainer.sampler())  # type: ignore[arg-type]
-            torch.nn.init.constant_(self.setup.policy.log_z.bias, float(bounds.elbo))  # type: ignore[union-attr, arg-type]
+    def _seed(self) -> int:
+        return generator(self.setup.config.seed, "rank", self.runtime.rank).initial_seed()
 
     def train(self, steps: int) -> None:
         """Train up to `steps` steps in all."""
@@ -276,6 +260,27 @@ class Run:
             self.scorer.oracle.close()
         self.store.close()
         self.runtime.close()
+
+
+def make_sampler(setup: Setup, scorer: Scorer, seed: int) -> Strategy:
+    """Where the batches of a run come from: fresh, relabelled and replayed as the settings say."""
+    config = setup.config
+    block = compile_block() if config.compile else step_block
+    sampler: Strategy = _fresh(setup, scorer, seed, block)
+    if setup.scalarization == "focus" and setup.conditions.with_preference:
+        sampler = Hindsight(sampler, setup.conditions, config.seed)
+    if not setup.replay:
+        return sampler
+    capacity = config.sampling.replay_capacity
+    replay = Replay(capacity)
+    return WithReplay(sampler, replay, setup.replay, config.seed, min(setup.replay, capacity))
+
+
+def start_log_z(setup: Setup, sampler: Strategy) -> None:
+    """Start log Z where a first batch puts it: far off, it would rule the first gradients."""
+    if "log_z" in setup.method.objective.needs:
+        bounds = log_z_bounds(setup.policy, sampler())  # type: ignore[arg-type]
+        torch.nn.init.constant_(setup.policy.log_z.bias, float(bounds.elbo))  # type: ignore[union-attr, arg-type]
 
 
 def make_scorer(setup: Setup, cache: CandidateStore | None, *listeners: Any) -> Scorer:
