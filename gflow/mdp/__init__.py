@@ -7,7 +7,7 @@ row is finished when its `done` flag is set. Backward moves undo forward ones on
 
 from gflow.mdp.contracts import Heads, Loss, Objective, Oracle, Policy, Reward
 from gflow.mdp.environment import Environment
-from gflow.mdp.evaluation import Evaluation, evaluate, stop_action
+from gflow.mdp.evaluation import Evaluation, decisions, evaluate, stop_action
 from gflow.mdp.states import Condition, States, concat_states
 from gflow.mdp.trajectories import (
     Trajectories,
@@ -30,6 +30,7 @@ __all__ = [
     "Trajectories",
     "concat_states",
     "concat_trajectories",
+    "decisions",
     "evaluate",
     "pad_trajectories",
     "stop_action",

@@ -29,6 +29,7 @@ class Evaluation(NamedTuple):
             construction step enters, 0 elsewhere.
         log_inflow: [B, T], log of the total flow into the state that each construction step
             enters, 0 elsewhere.
+        entropy: [B, T], entropy of P_F in the state each transition leaves, 0 on padding.
     """
 
     log_pf: Tensor
@@ -40,22 +41,30 @@ class Evaluation(NamedTuple):
     energy: Tensor | None = None
     backward_kl: Tensor | None = None
     log_inflow: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Evaluation:
     """Recompute what `needs` names in one forward pass over the real steps only.
 
+    A policy that knows a better way (a language model scores all prefixes of a row at once) has a
+    method `evaluate(batch, needs)` of its own, which is called instead.
+
     Args:
         policy: the policy to evaluate.
         batch: B trajectories.
         needs: subset of {"log_pb", "log_pb_total", "log_flow", "log_z", "log_stop", "energy",
-            "backward_kl", "log_inflow"}; log P_F always comes. "log_pb_total" promises that only
-            the sum of log P_B over a trajectory will be used, which spares the path counts of
-            intermediate states. "log_inflow" costs a second pass, over the parents.
+            "backward_kl", "log_inflow", "entropy"}; log P_F always comes. "log_pb_total" promises
+            that only the sum of log P_B over a trajectory will be used, which spares the path
+            counts of intermediate states. "log_inflow" costs a second pass, over the parents.
 
     Returns:
         An `Evaluation`; entries that were not asked for are None.
     """
+    own = getattr(policy, "evaluate", None)
+    if own is not None:
+        evaluation: Evaluation = own(batch, needs)
+        return evaluation
     env, valid = policy.env, batch.valid
     kind = "tree" if env.tree else policy.backward
     if "backward_kl" in needs and kind != "learned":
@@ -130,9 +139,26 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         energy = torch.where(construction, leaving(values), 0.0)
     log_z = policy.log_z(batch.condition) if "log_z" in needs else None
     log_inflow = _log_inflow(policy, batch, construction) if "log_inflow" in needs else None
+    entropy = leaving(heads.forward.entropy()) if "entropy" in needs else None
     return Evaluation(
-        log_pf, log_pb, log_flow, log_z, construction, log_stop, energy, backward_kl, log_inflow
-    )
+        log_pf, log_pb, log_flow, log_z, construction, log_stop, energy, backward_kl, log_inflow,
+        entropy,
+    )  # fmt: skip
+
+
+def decisions(env: Environment, batch: Trajectories) -> Tensor:
+    """Steps of a discrete environment that had a choice: more than one legal action, [B, T] bool.
+
+    A forced step has log P_F = 0 whatever the policy; counting it would dilute means over steps.
+    """
+    row, column = batch.valid.nonzero(as_tuple=True)
+    states = States(batch.states[row, column], column, torch.zeros_like(column, dtype=torch.bool))
+    taken = batch.actions[row, column]
+    free = env.forward_mask(states).sum(-1) > 1
+    for factor in range(1, len(env.action_sizes)):
+        legal = env.forward_mask(states, *taken[:, :factor].unbind(-1))
+        free = free | (legal.sum(-1) > 1)
+    return torch.zeros_like(batch.valid).masked_scatter(batch.valid, free)
 
 
 def _log_inflow(policy: Policy, batch: Trajectories, construction: Tensor) -> Tensor:

@@ -33,6 +33,13 @@ class Trajectories:
             unfinished objects; that of the terminal state is its log_reward.
         complete: [B] bool, None where all are. A trajectory that was cut short is False: its last
             transition only shows the state it leaves, where everything known about it ends.
+        clock: [B, T + 1] float, the denoising time that the network was fed in each state.
+        stochastic: [B, T] bool, the step was drawn from the policy; None where all were. Forced
+            and deterministic steps, and those the environment made, are False.
+        log_pf_ref: [B, T] log-probabilities under the reference policy.
+        advantage: [B, T], how much better than expected each step was; no gradient.
+        value_old: [B, T], value of the state each transition leaves when the batch was drawn.
+        value_target: [B, T], what that value is regressed on.
     """
 
     states: Tensor
@@ -46,6 +53,12 @@ class Trajectories:
     group: Tensor | None = None
     partial_log_reward: Tensor | None = None
     complete: Tensor | None = None
+    clock: Tensor | None = None
+    stochastic: Tensor | None = None
+    log_pf_ref: Tensor | None = None
+    advantage: Tensor | None = None
+    value_old: Tensor | None = None
+    value_target: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -105,8 +118,11 @@ class Trajectories:
         return replace(self, **changes)
 
 
-_PER_STATE = ("states", "partial_log_reward")
-_PER_STEP = (*_PER_STATE, "actions", "backward_actions", "valid", "log_pf_old")
+_PER_STATE = ("states", "partial_log_reward", "clock")
+_PER_STEP = (
+    *_PER_STATE, "actions", "backward_actions", "valid", "log_pf_old", "stochastic", "log_pf_ref",
+    "advantage", "value_old", "value_target",
+)  # fmt: skip
 
 
 def concat_trajectories(parts: Sequence[Trajectories]) -> Trajectories:
