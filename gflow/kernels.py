@@ -8,6 +8,7 @@ cumulative distribution, which takes one random number instead of one for each a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -37,7 +38,10 @@ class Kernel(Protocol):
         """KL(self || other) in nats, [n]."""
 
     def explore(self, uniform: Tensor | None, temperature: float) -> Kernel:
-        """Behaviour kernel: rows where `uniform` [n] bool holds pick any legal action evenly."""
+        """Behaviour kernel: rows where `uniform` [n] bool holds pick any legal action evenly.
+
+        The others draw from the density to the power of 1 / temperature.
+        """
 
 
 def noise_widths(sizes: Sequence[int]) -> list[int]:
@@ -189,3 +193,75 @@ class Factored:
             lambda one: self.second(one).explore(uniform, temperature),
             self.sizes,
         )
+
+
+class AffineGaussian:
+    """Independent normal distributions around a mean; the action is the point drawn.
+
+    Where the standard deviation is 0 a coordinate has no density: it is the mean, and adds 0 to
+    log-probability, entropy and divergence.
+
+    Args:
+        mean: [n, *state_shape], float32 or float64.
+        std: broadcasts against `mean`, at least 0: [n, 1, ...] for one number a row.
+        reduction: "sum" of the log-densities over a point's coordinates, or their "mean", which
+            is a temperature of the number of coordinates (ratios of policy gradients use it).
+
+    Raises:
+        ValueError: half precision, or an unknown reduction.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, reduction: str = "sum"):
+        for value in (mean, std):
+            if value.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"Gaussian steps need float32 or float64, not {value.dtype}")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"unknown reduction {reduction!r}: choose sum or mean")
+        self.mean, self.std, self.reduction = mean, std, reduction
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Points [n, *state_shape] from standard normal noise of that shape."""
+        return torch.addcmul(self.mean, self.std.to(self.mean.dtype), noise.to(self.mean.dtype))
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log-density of each row's point, [n]."""
+        z = (action - self.mean) / self._safe_std
+        return self._reduced(-0.5 * z.square() - self._safe_std.log() - 0.5 * math.log(2 * math.pi))
+
+    def log_probs(self) -> Tensor:
+        """Refused: there is no list of all points."""
+        raise NotImplementedError("a Gaussian step has no list of actions")
+
+    def entropy(self) -> Tensor:
+        """Differential entropy in nats, [n]."""
+        value = self._safe_std.log() + 0.5 * math.log(2 * math.pi * math.e)
+        return self._reduced(value.expand(self.mean.shape))
+
+    def kl(self, other: Kernel) -> Tensor:
+        """KL(self || other) in nats, [n]; both must be deterministic in the same coordinates."""
+        if not isinstance(other, AffineGaussian):
+            raise TypeError(f"a Gaussian step has no divergence to a {type(other).__name__}")
+        ratio = self._safe_std / other._safe_std
+        shift = (self.mean - other.mean) / other._safe_std
+        return self._reduced(0.5 * (ratio.square() + shift.square() - 1) - ratio.log())
+
+    def explore(self, uniform: Tensor | None, temperature: float) -> AffineGaussian:
+        """Behaviour kernel: the variance times `temperature`.
+
+        Raises:
+            ValueError: an even choice, which unbounded points do not have.
+        """
+        if uniform is not None:
+            raise ValueError(
+                "there is no even choice among all points: explore continuous steps by a "
+                "temperature above 1, with epsilon=0"
+            )
+        return AffineGaussian(self.mean, self.std * math.sqrt(temperature), self.reduction)
+
+    @property
+    def _safe_std(self) -> Tensor:
+        return torch.where(self.std > 0, self.std, 1.0)
+
+    def _reduced(self, values: Tensor) -> Tensor:
+        values = torch.where(self.std > 0, values, 0.0).flatten(1)
+        return values.sum(1) if self.reduction == "sum" else values.mean(1)

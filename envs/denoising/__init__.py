@@ -1,0 +1,1 @@
+"""Denoising as an MDP: step samplers, the environment, target energies."""
