@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from gflow.config import ConfigError, RunConfig, one_sentence
+from gflow.importing import import_file
 
 DESCRIPTION = "Many different good candidates under conflicting goals."
 
@@ -237,6 +238,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "report": report,
     "fragments": fragments,
+    "import": import_file,
     "tasks": tasks,
     "methods": methods,
     "bench": bench,

@@ -177,22 +177,53 @@ def read_objects(path: str | Path, column: str | None = None) -> list[tuple[int,
         StoreError: the file is missing or not text, or has no such column.
     """
     path = Path(path)
+    if path.suffix.lower() != ".csv":
+        lines = enumerate(_text(path).splitlines(), 1)
+        return [(number, line.split()[0]) for number, line in lines if line.strip()]
+    names, rows = read_csv(path)
+    name = object_column(path, names, column)
+    values = [(number, (row[name] or "").strip()) for number, row in rows]
+    return [(number, value) for number, value in values if value]
+
+
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str | None, Any]]]]:
+    """Column names, and (line number, values by name) of each row, as `csv.DictReader` has them.
+
+    The separator is a comma, a semicolon or a tab, whichever the header has most of.
+
+    Raises:
+        StoreError: the file is missing or not text.
+    """
+    text = _text(path)
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise StoreError(f"{path}:{reader.line_num}: cannot be read ({error})") from error
+
+
+def object_column(path: Path, names: Sequence[str], column: str | None) -> str:
+    """The column that holds the objects: `column`, or else the first that is usually called so.
+
+    Raises:
+        StoreError: there is none.
+    """
+    wanted = _OBJECT_COLUMNS if column is None else (column.lower(),)
+    for want in wanted:
+        for name in names:
+            if name.strip().lower() == want:
+                return name
+    expected = column or ", ".join(_OBJECT_COLUMNS)
+    raise StoreError(f"{path}: no column {expected}; it has {', '.join(names) or 'none'}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: cannot be read ({error})") from error
-    if path.suffix.lower() != ".csv":
-        lines = enumerate(text.splitlines(), 1)
-        return [(number, line.split()[0]) for number, line in lines if line.strip()]
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    names = list(reader.fieldnames or [])
-    wanted = _OBJECT_COLUMNS if column is None else (column.lower(),)
-    found = [name for want in wanted for name in names if name.strip().lower() == want]
-    if not found:
-        expected = column or ", ".join(_OBJECT_COLUMNS)
-        raise StoreError(f"{path}: no column {expected}; it has {', '.join(names) or 'none'}")
-    values = [(reader.line_num, (row[found[0]] or "").strip()) for row in reader]
-    return [(number, value) for number, value in values if value]
 
 
 def import_objects(

@@ -55,6 +55,18 @@ def parse_smiles(smiles: str) -> Any | None:
         return Chem.MolFromSmiles(smiles)
 
 
+def canonical_smiles(smiles: str) -> str:
+    """RDKit's canonical SMILES of the same molecule.
+
+    Raises:
+        ValueError: RDKit cannot read it.
+    """
+    mol = parse_smiles(smiles) if smiles else None
+    if mol is None:
+        raise ValueError(f"RDKit cannot read {smiles!r}")
+    return str(Chem.MolToSmiles(mol))
+
+
 _TOKEN = re.compile(
     r"(?P<bracket>\[[^\]]+\])|(?P<organic>Br|Cl|[BCNOPSFI]|[bcnops])|(?P<rest>%\d\d|[^A-Za-z\[\]])"
 )
