@@ -228,6 +228,10 @@ def _filled(target: Any, values: Any, where: str) -> Any:
     for name, value in values.items():
         old = getattr(target, name)
         changes[name] = _filled(old, value, f"{where}: {name}") if is_dataclass(old) else value
-    return type(target)(
-        **{item.name: getattr(target, item.name) for item in fields(target)} | changes
-    )
+    values = {item.name: getattr(target, item.name) for item in fields(target)} | changes
+    try:
+        return type(target)(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error

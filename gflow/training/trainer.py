@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gflow.mdp import Objective, Trajectories
+from gflow.mdp import Loss, Objective, Trajectories
 from gflow.sampling.strategies import Strategy
 from gflow.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from gflow.training.runtime import Runtime
@@ -35,6 +35,10 @@ class TrainerSettings:
             network for log Z(c) takes a tenth of it.
         weight_decay: decoupled weight decay of the policy's parameters.
         clip_norm: largest gradient norm; 0 does not clip.
+        updates: passes over each fresh batch. More than one reuses it, which only objectives with
+            importance ratios correct for.
+        minibatches: parts of a pass, each with an optimiser step of its own. Groups stay whole,
+            unless there are fewer of them than parts.
         log_every: steps between two `on_log` events (and looks at the loss value).
         eval_every: steps between two `on_eval` events; 0 never.
         checkpoint_every: steps between two checkpoints; 0 only at the end.
@@ -46,11 +50,20 @@ class TrainerSettings:
     log_z_learning_rate: float = 0.1
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    updates: int = 1
+    minibatches: int = 1
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int = 3
     max_skipped: int = 20
+
+    def __post_init__(self) -> None:
+        if self.updates < 1 or self.minibatches < 1:
+            raise ValueError(
+                f"a trainer takes at least one pass over at least one part of a batch, not "
+                f"{self.updates} and {self.minibatches}"
+            )
 
 
 Event = Callable[["Trainer", dict[str, float]], None]
@@ -80,7 +93,8 @@ class Trainer:
 
     Args:
         policy: an `nn.Module` satisfying `gflow.mdp.Policy`.
-        objective: what to minimise.
+        objective: what to minimise. Its optional `prepare(policy, batch)` completes every fresh
+            batch once; its optional `state_dict` and `load_state_dict` go into checkpoints.
         sampler: where batches come from.
         settings: learning rates and intervals.
         runtime: device and process group; this process alone on the CPU by default.
@@ -107,6 +121,9 @@ class Trainer:
         self.runtime = runtime or Runtime(torch.device("cpu"))
         self.folder, self.events = folder, events or Events()
         self.extra_state = extra_state or {}
+        self.prepare = getattr(objective, "prepare", None)
+        if hasattr(objective, "state_dict"):
+            self.extra_state = {**self.extra_state, "objective": objective}
         self.optimizer = _optimizer(policy, self.settings)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.step = self.goal = 0
@@ -136,8 +153,34 @@ class Trainer:
 
     def _one_step(self, last: bool) -> None:
         started = time.perf_counter()
-        batch = self.batch = self.sampler()
-        loss = self.objective(self.policy, batch)  # type: ignore[arg-type]
+        batch = self.sampler()
+        if self.prepare is not None:
+            with torch.no_grad():
+                batch = self.prepare(self.policy, batch)
+        self.batch = batch
+        parts = split_groups(batch, self.settings.minibatches)
+        done = [self._update(part) for _ in range(self.settings.updates) for part in parts]
+        self.step += 1
+
+        info: dict[str, float] = {}
+        self._call(self.events.on_step, info)
+        if self._due(self.settings.eval_every, last):
+            self._call(self.events.on_eval, info)
+        if self._due(self.settings.log_every, last) or info:
+            losses = [loss for loss, _ in done]
+            info["loss"] = _mean([loss.value.detach() for loss in losses])
+            info["grad_norm"] = _mean([norm for _, norm in done])
+            info["skipped"] = float(self.skipped)
+            info["step_seconds"] = time.perf_counter() - started
+            names = losses[0].metrics
+            info.update({name: _mean([loss.metrics[name] for loss in losses]) for name in names})
+            self._call(self.events.on_log, info)
+        if self._due(self.settings.checkpoint_every, False) and self.folder is not None:
+            self.save()
+
+    def _update(self, part: Trajectories) -> tuple[Loss, Tensor]:
+        """One optimiser step; the loss and the norm of its gradient."""
+        loss = self.objective(self.policy, part)  # type: ignore[arg-type]
         self.optimizer.zero_grad()
         loss.value.backward()  # type: ignore[no-untyped-call]
         self.runtime.average_gradients(self.parameters, loss.weight)
@@ -151,21 +194,7 @@ class Trainer:
             if self.settings.clip_norm > 0:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_norm, norm)
             self.optimizer.step()
-        self.step += 1
-
-        info: dict[str, float] = {}
-        self._call(self.events.on_step, info)
-        if self._due(self.settings.eval_every, last):
-            self._call(self.events.on_eval, info)
-        if self._due(self.settings.log_every, last) or info:
-            info["loss"] = float(loss.value.detach())
-            info["grad_norm"] = float(norm)
-            info["skipped"] = float(self.skipped)
-            info["step_seconds"] = time.perf_counter() - started
-            info.update({name: float(value) for name, value in loss.metrics.items()})
-            self._call(self.events.on_log, info)
-        if self._due(self.settings.checkpoint_every, False) and self.folder is not None:
-            self.save()
+        return loss, norm
 
     def _due(self, every: int, last: bool) -> bool:
         return every > 0 and (last or self.step % every == 0)
@@ -236,6 +265,30 @@ class Trainer:
             ) from error
 
 
+def split_groups(batch: Trajectories, parts: int) -> list[Trajectories]:
+    """The batch in `parts` parts of whole groups; by rows where there are fewer groups than parts.
+
+    Raises:
+        ValueError: fewer trajectories than parts.
+    """
+    if parts == 1:
+        return [batch]
+    if batch.n < parts:
+        raise ValueError(f"a batch of {batch.n} trajectories cannot be split into {parts} parts")
+    unit = torch.arange(batch.n, device=batch.valid.device)
+    count = batch.n
+    if batch.group is not None:
+        known, member = batch.group.unique(return_inverse=True)
+        if len(known) >= parts:
+            unit, count = member, len(known)
+    part_of = unit * parts // count
+    return [batch.rows(part_of == part) for part in range(parts)]
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(values[0] if len(values) == 1 else torch.stack(values).mean())
+
+
 def _optimizer(policy: nn.Module, settings: TrainerSettings) -> torch.optim.Optimizer:
     """AdamW with a rate of its own for log Z; fused, since small networks pay per kernel."""
     rates = {
@@ -246,7 +299,7 @@ def _optimizer(policy: nn.Module, settings: TrainerSettings) -> torch.optim.Opti
     members: dict[str, list[nn.Parameter]] = {prefix: [] for prefix in rates}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            members[next(prefix for prefix in rates if name.startswith(prefix))].append(parameter)
+            members[next(part for part in rates if part in name)].append(parameter)
     groups = [
         {
             "params": parameters,
