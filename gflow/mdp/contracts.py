@@ -87,7 +87,10 @@ class Policy(Protocol):
 
     @property
     def backward(self) -> str:
-        """Kind of backward policy: "learned", "uniform", "paths" or "tree"."""
+        """Kind of backward policy: "learned", "uniform", "paths" or "tree".
+
+        "fixed" is any other kernel without parameters; the policy gives it as a head.
+        """
 
 
 class Loss(NamedTuple):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gflow.kernels import draw_noise
 from gflow.mdp.states import States
+
+if TYPE_CHECKING:
+    from gflow.mdp.trajectories import Trajectories
 
 
 class Environment(ABC):
@@ -31,6 +34,8 @@ class Environment(ABC):
         fixed_length: every trajectory has exactly `max_steps` transitions.
         tree: every state has one parent, so P_B = 1.
         enumerable: small enough for `all_terminal_states` and exact distributions.
+        continuous: an action is the next state itself, so that `actions` of a record are empty.
+        deterministic: some steps have no density, which balance objectives need.
     """
 
     state_shape: tuple[int, ...]
@@ -42,6 +47,8 @@ class Environment(ABC):
     fixed_length: bool = False
     tree: bool = False
     enumerable: bool = False
+    continuous: bool = False
+    deterministic: bool = False
 
     @abstractmethod
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
@@ -97,6 +104,14 @@ class Environment(ABC):
     def all_terminal_states(self) -> States:
         """Every terminal state once (enumerable environments)."""
         raise NotImplementedError(f"{type(self).__name__} is not enumerable")
+
+    def record(self, batch: Trajectories) -> Trajectories:
+        """Note in a fresh batch what is needed to evaluate it later; nothing by default."""
+        return batch
+
+    def check(self, batch: Trajectories) -> None:
+        """Refuse a batch that this environment cannot have made, by a ValueError that says why."""
+        return
 
     def noise(
         self,

@@ -66,6 +66,7 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         evaluation: Evaluation = own(batch, needs)
         return evaluation
     env, valid = policy.env, batch.valid
+    env.check(batch)
     kind = "tree" if env.tree else policy.backward
     if "backward_kl" in needs and kind != "learned":
         raise ValueError(f"a {kind} backward policy has no parameters to pull towards uniform")
@@ -89,7 +90,8 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     heads = policy(states, batch.condition.rows(row), frozenset(asked))
     assert heads.forward is not None
     # Of a terminal state any action will do: what it leaves is not a transition.
-    actions = batch.actions[row, column.clamp(max=valid.shape[1] - 1) if at_ends else column]
+    taken = column.clamp(max=valid.shape[1] - 1) if at_ends else column
+    actions = batch.states[row, taken + 1] if env.continuous else batch.actions[row, taken]
 
     def leaving(values: Tensor) -> Tensor:
         """Values of the visited rows, at the transitions that leave them: [B, T]."""
@@ -107,12 +109,16 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     if want_pb:
         if kind == "tree":
             log_pb = torch.zeros_like(log_pf)
+        elif kind == "fixed":
+            log_pb = _log_pb_by_kernel(policy, batch, construction).to(log_pf.dtype)
         elif kind == "paths":
             log_pb = _log_pb_by_paths(env, batch, total="log_pb" not in needs).to(log_pf.dtype)
         else:
             if kind == "learned":
                 assert heads.backward is not None
-                undone = batch.backward_actions[row, (column - 1).clamp(min=0)]
+                came = (column - 1).clamp(min=0)
+                before = batch.states if env.continuous else batch.backward_actions
+                undone = before[row, came]
                 values = heads.backward.log_prob(undone)
                 if "backward_kl" in needs:
                     legal = env.backward_mask(states)
@@ -200,6 +206,16 @@ def stop_action(env: Environment, device: torch.device | str = "cpu") -> Tensor:
 def _spread(values: Tensor, places: Tensor) -> Tensor:
     """Values [N] at the N True entries of `places` in their order; everything else exactly 0."""
     return values.new_zeros(places.shape).masked_scatter(places, values)
+
+
+def _log_pb_by_kernel(policy: Policy, batch: Trajectories, construction: Tensor) -> Tensor:
+    """log P_B of construction steps by a kernel without parameters, [B, T]; 0 elsewhere."""
+    row, column = construction.nonzero(as_tuple=True)
+    children = States(batch.states[row, column + 1], column + 1, column + 1 >= batch.lengths[row])
+    heads = policy(children, batch.condition.rows(row), frozenset({"log_pb"}))
+    assert heads.backward is not None
+    before = batch.states if policy.env.continuous else batch.backward_actions
+    return _spread(heads.backward.log_prob(before[row, column]), construction)
 
 
 def _log_pb_by_paths(env: Environment, batch: Trajectories, total: bool) -> Tensor:

@@ -21,8 +21,9 @@ class Trajectories:
 
     Attributes:
         states: [B, T + 1, *state_shape].
-        actions: [B, T] or [B, T, factors], forward actions.
-        backward_actions: [B, T], what would undo each of them.
+        actions: [B, T] or [B, T, factors], forward actions; [B, T, 0] where an action is the next
+            state.
+        backward_actions: [B, T], what would undo each of them; [B, T, 0] likewise.
         valid: [B, T] bool, the transition is real.
         condition: the condition each trajectory was sampled under.
         log_pf_old: [B, T] log-probabilities under the policy that sampled, if kept.

@@ -59,7 +59,7 @@ def propose(
     middle = States(old.states[row, kept], kept, kept == old.lengths)
     fixed = max(steps, 1) if policy.env.fixed_length else None
     rebuilt = rollout(policy, middle, condition, random, steps=fixed)
-    return Proposal(old, _splice(old, kept, rebuilt), kept)
+    return Proposal(old, policy.env.record(_splice(old, kept, rebuilt)), kept)
 
 
 def _splice(first: Trajectories, kept: Tensor, second: Trajectories) -> Trajectories:

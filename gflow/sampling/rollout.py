@@ -77,7 +77,8 @@ def step_block(
             behaviour = kernel.explore(None if uniform is None else uniform[t], temperature)
         action = behaviour.sample(noise[t])
         data.append(states.data)
-        actions.append(action)
+        # A continuous action is the next state: no need to keep it twice.
+        actions.append(action.flatten(1)[:, :0] if env.continuous else action)
         flags.append(states.step if backward else states.done)
         if keep_log_p:
             log_p.append(behaviour_log_prob(kernel, action, epsilon, temperature))
@@ -128,7 +129,9 @@ def rollout(
 ) -> Trajectories:
     """Sample trajectories from s0 forward by P_F, or from terminal states backward by P_B.
 
-    A forward walk may also start from other states; its record then starts there.
+    A forward walk may also start from other states; its record then starts there. A policy that
+    knows a better way (a language model keeps a cache) has a method `rollout(start, condition,
+    generator, exploration, keep_log_pf)` of its own, which forward walks call instead.
 
     Args:
         policy: policy whose environment is walked.
@@ -146,6 +149,10 @@ def rollout(
     Returns:
         Trajectories padded to the longest one; rewards, log-rewards and groups are not set.
     """
+    own = None if backward else getattr(policy, "rollout", None)
+    if own is not None:
+        batch: Trajectories = own(start, condition, generator, exploration, keep_log_pf)
+        return batch
     env, device = policy.env, start.data.device
     eager = block is step_block
     known_length = env.fixed_length and not backward
@@ -240,14 +247,15 @@ def _assemble(
         undone = _take(actions, (source[:, :-1] - 1).clamp(min=0))
         active = column[:-1] < lengths.unsqueeze(1)
         children = _flat_states(data[:, 1:], torch.ones_like(lengths), lengths)
-        redone = env.forward_action(children, undone.flatten())
+        redone = env.forward_action(children, undone.flatten(0, 1))
         actions = redone.view(n, horizon, *redone.shape[1:])
     else:
         data, actions, active = data[:, : horizon + 1], actions[:, :horizon], active[:, :horizon]
         parents = _flat_states(data[:, :-1], start.step, start.step + lengths)
-        undone = env.backward_action(parents, actions.flatten(0, 1)).view(n, horizon)
+        undone = env.backward_action(parents, actions.flatten(0, 1))
+        undone = undone.view(n, horizon, *undone.shape[1:])
         log_p = None if log_p is None else log_p[:, :horizon]
-    return Trajectories(data, actions, undone, active, condition, log_p)
+    return env.record(Trajectories(data, actions, undone, active, condition, log_p))
 
 
 def _take(values: Tensor, column: Tensor) -> Tensor:

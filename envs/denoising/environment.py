@@ -1,0 +1,238 @@
+"""Denoising as an MDP: a walk from noise to data in a fixed number of affine-Gaussian steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gflow.envs.denoising.steps import Steps
+from gflow.kernels import AffineGaussian
+from gflow.mdp import Environment, States, Trajectories
+
+
+class Denoising(Environment):
+    """Points that a sampler moves from noise at t = 1 to data at t = 0.
+
+    An action is the next point, so a trajectory's states say everything and its `actions` are
+    empty. With a `source` the first transition draws the starting noise, from one blank state, by
+    a kernel without parameters; without one every walk starts at the origin. The backward kernel
+    is a fixed noising process. Times, tables and what a network is fed come from one place, so
+    that sampling and replay cannot disagree.
+
+    Args:
+        state_shape: shape of a point.
+        forward: N steps as (A, B, s), see `gflow.envs.denoising.steps`.
+        backward: N steps x_k = a x_{k+1} + s eps of the noising process; b is not used.
+        clock: [N + 1], the times fed to the network; those of data come last.
+        source: standard deviation of the starting noise; 0 starts at the origin.
+        clean: alpha and beta [N] of the estimate x0_hat = alpha x + beta prediction, if the
+            prediction gives one.
+        quiet: deterministic steps that can take the place of `forward`, see `only`.
+
+    Raises:
+        ValueError: tables of other lengths, or a standard deviation below 0.
+    """
+
+    continuous = True
+    has_stop = False
+    fixed_length = True
+    action_sizes = ()
+    n_backward_actions = 0
+
+    def __init__(
+        self,
+        state_shape: Sequence[int],
+        forward: Steps,
+        backward: Steps,
+        clock: Tensor,
+        *,
+        source: float = 0.0,
+        clean: tuple[Tensor, Tensor] | None = None,
+        quiet: Steps | None = None,
+    ):
+        steps = len(clock) - 1
+        tables = [*forward, *backward, *(clean or ()), *(quiet or ())]
+        if steps < 1 or any(table.shape != (steps,) for table in tables):
+            shapes = sorted({tuple(table.shape) for table in tables})
+            raise ValueError(f"{len(clock)} times need tables of {steps} steps, not {shapes}")
+        if source < 0 or bool((forward.s < 0).any()) or bool((backward.s < 0).any()):
+            raise ValueError("a standard deviation of the schedule is below 0")
+        self.state_shape = tuple(state_shape)
+        self.source = source
+        self.quiet = quiet
+        blank = int(source > 0)
+        self.max_steps = steps + blank
+        first = clock.new_zeros(1)
+        if blank:
+            forward = Steps(*(torch.cat([first, table]) for table in forward))
+            forward.s[0] = source
+            backward = Steps(*(torch.cat([first, table]) for table in backward))
+            clean = clean and (torch.cat([first, clean[0]]), torch.cat([first, clean[1]]))
+            clock = torch.cat([clock[:1], clock])
+        self.forward, self.backward, self.clean = forward, backward, clean
+        # Of terminal states nothing is asked, but tables are read in every row of a batch.
+        self.tables = torch.stack(
+            [
+                *(torch.cat([table, table[-1:]]) for table in (*forward, *(clean or ()))),
+                clock,
+            ]
+        ).double()
+        self.undoing = torch.stack([torch.cat([first, t]) for t in (backward.a, backward.s)])
+        self.deterministic = bool((forward.s == 0).any())
+        drawn = forward.s > 0
+        drawn[:blank] = False
+        self.drawn = drawn
+        self._kept: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def only(self, stochastic: Tensor) -> Denoising:
+        """The same schedule with noise in some steps only; the others follow the ODE.
+
+        Args:
+            stochastic: [N] bool.
+
+        Raises:
+            ValueError: the schedule has no deterministic steps to take, or another length.
+        """
+        blank = int(self.source > 0)
+        if self.quiet is None or stochastic.shape != self.quiet.a.shape:
+            raise ValueError(
+                f"noise in {tuple(stochastic.shape)} steps only needs as many deterministic steps "
+                "in the schedule"
+            )
+        pairs = zip(self.forward, self.quiet, strict=True)
+        forward = Steps(*(torch.where(stochastic, a[blank:], b) for a, b in pairs))
+        return Denoising(
+            self.state_shape,
+            forward,
+            Steps(*(table[blank:] for table in self.backward)),
+            self.tables[-1][blank:],
+            source=self.source,
+            clean=self.clean and (self.clean[0][blank:], self.clean[1][blank:]),
+            quiet=self.quiet,
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_kept": {}}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Denoising:
+        other = copy.copy(self)
+        other._kept = {}
+        return other
+
+    def initial(self, n: int, device: torch.device | str = "cpu") -> States:
+        """`n` times the origin, or the blank state before the starting noise."""
+        step = torch.zeros(n, dtype=torch.int64, device=device)
+        return States(torch.zeros(n, *self.state_shape, device=device), step, step.bool())
+
+    def step(self, states: States, actions: Tensor) -> States:
+        """Move to the points `actions` [n, *state_shape]."""
+        data = torch.where(self._wide(states.done), states.data, actions)
+        step = states.step + ~states.done
+        return States(data, step, step == self.max_steps)
+
+    def backstep(self, states: States, actions: Tensor) -> States:
+        """Move back to the points `actions` [n, *state_shape]."""
+        data = torch.where(self._wide(states.step > 0), actions, states.data)
+        return States(data, (states.step - 1).clamp(min=0), torch.zeros_like(states.done))
+
+    def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
+        """Refused: points have no list of legal moves."""
+        raise NotImplementedError("a denoising step has no list of legal actions")
+
+    def backward_mask(self, states: States) -> Tensor:
+        """Refused: points have no list of parents."""
+        raise NotImplementedError("a denoising step has no list of legal actions")
+
+    def observe(self, states: States) -> Tensor:
+        """The points themselves."""
+        return states.data
+
+    def decode(self, states: States) -> list[Tensor]:
+        """Points as tensors on the CPU, of shape `state_shape`."""
+        return list(states.data.cpu().unbind())
+
+    def encode(self, objects: Sequence[Tensor]) -> States:
+        """Terminal states of the given points.
+
+        Raises:
+            ValueError: a point of another shape.
+        """
+        for i, point in enumerate(objects):
+            if tuple(point.shape) != self.state_shape:
+                raise ValueError(
+                    f"object {i} has shape {tuple(point.shape)}, not {self.state_shape}"
+                )
+        return self.terminal(torch.stack(list(objects)))
+
+    def terminal(self, data: Tensor) -> States:
+        """Terminal states of the points `data` [n, *state_shape]."""
+        step = torch.full((len(data),), self.max_steps, device=data.device)
+        return States(data, step, torch.ones_like(step, dtype=torch.bool))
+
+    def noise(
+        self,
+        steps: int,
+        n: int,
+        generator: torch.Generator | None,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        backward: bool = False,
+    ) -> Tensor:
+        """Standard normal numbers, [steps, n, *state_shape]."""
+        shape = (steps, n, *self.state_shape)
+        return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+
+    def record(self, batch: Trajectories) -> Trajectories:
+        """Sets `clock` and `stochastic`."""
+        batch.clock, batch.stochastic = self._marks(batch.valid)
+        return batch
+
+    def check(self, batch: Trajectories) -> None:
+        """Refuse a batch that was sampled with another clock, or with noise in other steps.
+
+        Raises:
+            ValueError: which of the two.
+        """
+        for name, mine in zip(("clock", "stochastic"), self._marks(batch.valid), strict=True):
+            theirs = getattr(batch, name)
+            if theirs is None or not bool((theirs == mine).all()):
+                raise ValueError(
+                    f"the batch was sampled with another {name} than this environment's: evaluate "
+                    "it with the schedule that sampled it"
+                )
+
+    def _marks(self, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Clock [B, T + 1] and stochastic steps [B, T] of a batch."""
+        n, horizon = valid.shape
+        clock = self._table("tables", valid.device, torch.float32)[-1, : horizon + 1]
+        drawn = self._table("drawn", valid.device, torch.bool)[:horizon]
+        return clock.expand(n, -1), drawn & valid
+
+    def coefficients(self, states: States, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """A, B, s, then alpha and beta of the clean estimate if there is one, then the clock.
+
+        Each of shape [n, 1, ...] against points, the clock [n].
+        """
+        rows = self._table("tables", states.step.device, dtype)[:, states.step]
+        *wide, clock = rows.unbind()
+        return *(self._wide(value) for value in wide), clock
+
+    def noising(self, states: States) -> AffineGaussian:
+        """P_B: the state before each of `states`; where a walk starts, that is certain."""
+        x = states.data
+        a, s = self._table("undoing", x.device, x.dtype)[:, states.step].unbind()
+        return AffineGaussian(self._wide(a) * x, self._wide(s))
+
+    def _wide(self, values: Tensor) -> Tensor:
+        """[n] against [n, *state_shape]."""
+        return values.view(-1, *[1] * len(self.state_shape))
+
+    def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A table on a device, copied there once."""
+        key = (name, device, dtype)
+        if key not in self._kept:
+            self._kept[key] = getattr(self, name).to(device, dtype)
+        return self._kept[key]

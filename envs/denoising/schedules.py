@@ -1,0 +1,178 @@
+"""Denoising environments by name: rectified flow, diffusion, Brownian motion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflow.envs.denoising import steps as tables
+from gflow.envs.denoising.environment import Denoising
+from gflow.envs.denoising.steps import Path, Steps
+
+SAMPLERS: dict[str, Callable[..., Steps]] = {
+    "euler": tables.euler,
+    "flow_sde": tables.flow_sde,
+    "dance_sde": tables.dance_sde,
+    "sage_sde": tables.sage_sde,
+    "cps": tables.cps,
+    "dpm_sde": tables.dpm_sde,
+}
+"""Step samplers on the linear path."""
+
+LEFT = 0.05
+"""Noise that may be left where a schedule ends, as a share of the signal."""
+
+
+def flow(
+    state_shape: Sequence[int],
+    times: Tensor,
+    sampler: str = "flow_sde",
+    *,
+    prediction: str = "velocity",
+    clock: Tensor | None = None,
+    **options: Any,
+) -> Denoising:
+    """A flow on the linear path x_t = (1 - t) x_0 + t eps, from a standard normal source.
+
+    Args:
+        state_shape: shape of a point.
+        times: [N + 1] float64 from at most 1 down to 0, see `time_grid`.
+        sampler: key of `SAMPLERS`.
+        prediction: what the network predicts, one of `PREDICTIONS`.
+        clock: [N + 1], what the network is fed; the times by default.
+        **options: settings of the sampler, such as `noise`.
+
+    Raises:
+        ValueError: an unknown sampler, or times that do not fall from at most 1 to 0.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+    times = times.double()
+    _check_falling(times)
+    t, t_next = times[:-1], times[1:]
+    return _on_path(
+        state_shape,
+        SAMPLERS[sampler](t, t_next, **options),
+        tables.linear_path(times),
+        times if clock is None else clock,
+        ("velocity", prediction),
+        tables.euler(t, t_next),
+        linear=True,
+    )
+
+
+def diffusion(
+    state_shape: Sequence[int],
+    signal: Tensor,
+    eta: float = 1.0,
+    *,
+    clock: Tensor,
+    prediction: str = "noise",
+) -> Denoising:
+    """A diffusion x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) eps, sampled by DDIM (2010.02502).
+
+    Args:
+        state_shape: shape of a point.
+        signal: [N + 1], cumulative alpha at the times of the walk, rising to that of data.
+        eta: 1 for DDPM's posterior, 0 for deterministic steps.
+        clock: [N + 1], what the network is fed.
+        prediction: what the network predicts, one of `PREDICTIONS`.
+
+    Raises:
+        ValueError: alphas that do not rise within (0, 1] to data.
+    """
+    signal = signal.double()
+    if not bool((signal.diff() > 0).all() and (signal > 0).all() and (signal <= 1).all()):
+        raise ValueError("the cumulative alphas of a walk to data must rise within (0, 1]")
+    return _on_path(
+        state_shape,
+        tables.ddim(signal[:-1], signal[1:], eta),
+        tables.variance_preserving(signal),
+        clock,
+        ("noise", prediction),
+        tables.ddim(signal[:-1], signal[1:], 0.0),
+        linear=False,
+    )
+
+
+def brownian(state_shape: Sequence[int], steps: int = 100, variance: float = 1.0) -> Denoising:
+    """Brownian motion from the origin; the network predicts the drift (PIS, 2111.15141).
+
+    P_B is the Brownian bridge, so that without drift a normal target of that variance is met.
+
+    Args:
+        state_shape: shape of a point.
+        steps: number of steps N.
+        variance: that of the walk's end without drift.
+    """
+    times = tables.time_grid(steps)
+    t, t_next = times[:-1], times[1:]
+    forward = tables.brownian(t, t_next, variance)
+    backward = tables.brownian_bridge(t, t_next, variance)
+    return Denoising(state_shape, forward, backward, times)
+
+
+def denoising_diffusion(
+    state_shape: Sequence[int], steps: int = 100, variance: float = 1.0, last: float = 1e-4
+) -> Denoising:
+    """The denoising diffusion sampler (DDS, 2302.13834), from a normal source.
+
+    P_B is the variance-preserving noising, so that without control a normal target of that
+    variance is met. The share of the variance that a step renews follows a squared cosine.
+
+    Args:
+        state_shape: shape of a point.
+        steps: number of steps N.
+        variance: that of the source.
+        last: share of the variance that the last step renews.
+    """
+    times = tables.time_grid(steps)
+    middle = (times[:-1] + times[1:]) / 2
+    cosine = (math.pi / 2 * (1 - middle)).cos().square()
+    total = 2 * math.log(100.0)
+    forgotten = 1 - (-total * cosine / cosine.sum()).exp()
+    forgotten = forgotten.clamp(min=last)
+    forward = tables.dds(forgotten, variance)
+    backward = Steps(forward.a, torch.zeros_like(forward.b), forward.s)
+    return Denoising(state_shape, forward, backward, times, source=math.sqrt(variance))
+
+
+def _on_path(
+    state_shape: Sequence[int],
+    forward: Steps,
+    path: Path,
+    clock: Tensor,
+    predictions: tuple[str, str],
+    quiet: Steps,
+    linear: bool,
+) -> Denoising:
+    """A schedule whose sampler wants `predictions[0]` of a network that gives `predictions[1]`."""
+    left = float(path.noise[-1] / path.signal[-1])
+    if not left <= LEFT:
+        raise ValueError(
+            f"the schedule does not end at data: noise of {left:.3g} times the signal is left "
+            f"at its last time {float(clock[-1]):g}"
+        )
+    here, there = (
+        Path(path.signal[part], path.noise[part]) for part in (slice(-1), slice(1, None))
+    )
+    wanted, given = predictions
+    alpha, beta = tables.translation(here, given, wanted, linear)
+    return Denoising(
+        state_shape,
+        tables.predicting(forward, alpha, beta),
+        tables.noising(here, there),
+        clock,
+        source=1.0,
+        clean=tables.translation(here, given, "clean", linear),
+        quiet=tables.predicting(quiet, alpha, beta),
+    )
+
+
+def _check_falling(times: Tensor) -> None:
+    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all() and times[0] <= 1):
+        raise ValueError("times must fall from at most 1 (noise) to 0 (data)")
