@@ -150,6 +150,36 @@ class Conditions:
         return self.make(preference, self.inverse_temperature.sample(n, generator, dtype))
 
 
+@dataclass(frozen=True)
+class PromptConditions:
+    """Conditions that are prompts: the encoding [n, 1] is the number of one of them.
+
+    Attributes:
+        n_prompts: how many there are.
+        n_rewards: length K of the reward vector.
+    """
+
+    n_prompts: int
+    n_rewards: int = 1
+    with_preference = False
+    encoding_size = 1
+
+    def make(self, prompt: Tensor, dtype: torch.dtype) -> Condition:
+        """The conditions of the prompts numbered `prompt` [n]."""
+        return Condition(prompt.to(dtype).unsqueeze(1), None, torch.ones(len(prompt), dtype=dtype))
+
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Condition:
+        """n prompts, none of them twice while there are enough."""
+        rounds = -(-n // self.n_prompts)
+        drawn = [torch.randperm(self.n_prompts, generator=generator) for _ in range(rounds)]
+        return self.make(torch.cat(drawn)[:n], dtype)
+
+
 def check_preference(preference: Tensor, n_rewards: int) -> None:
     """Refuse preferences [n, K] that are negative, not finite, or do not sum to one."""
     if preference.ndim != 2 or preference.shape[1] != n_rewards:

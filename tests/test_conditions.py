@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from gflow.conditions import Conditions, InverseTemperature, simplex_lattice, thermometer
+from gflow.conditions import (
+    Conditions,
+    InverseTemperature,
+    PromptConditions,
+    simplex_lattice,
+    thermometer,
+)
 from gflow.seeding import derive_seed, generator
 
 
@@ -70,3 +76,13 @@ def test_simplex_lattice():
 def test_streams_of_one_seed_differ():
     seeds = {derive_seed(0, name) for name in ("a", "b", 0, 1)} | {derive_seed(1, "a")}
     assert len(seeds) == 5
+
+
+def test_prompts_are_drawn_without_repeats_while_there_are_enough():
+    prompts = PromptConditions(5, n_rewards=2)
+    drawn = prompts.sample(12, torch.Generator().manual_seed(0), torch.float64)
+    number = drawn.encoding[:, 0].long()
+    assert drawn.encoding.shape == (12, 1) and drawn.encoding.dtype == torch.float64
+    assert [sorted(number[i : i + 5].tolist()) for i in (0, 5)] == [list(range(5))] * 2
+    assert len(set(number[10:].tolist())) == 2 and number[:5].tolist() != number[5:10].tolist()
+    assert drawn.preference is None and (drawn.inverse_temperature == 1).all()

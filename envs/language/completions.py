@@ -1,0 +1,326 @@
+"""Prompts and their completions, one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gflow.envs.common import numbers, with_last
+from gflow.mdp import Environment, States
+
+EMPTY = -1
+"""What a place without a token holds: padding before the prompt, and what is still unwritten."""
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; those of transformers and tokenizers' wrappers have it."""
+
+    eos_token_id: Any
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Token numbers of a text."""
+
+    def batch_decode(self, sequences: list[list[int]], **options: Any) -> list[str]:
+        """The texts of several rows of token numbers."""
+
+
+class Prompt(NamedTuple):
+    """One prompt.
+
+    Attributes:
+        text: its words, or the messages of a conversation, which the tokenizer's chat template
+            turns into words.
+        target: whatever reward functions compare a completion with.
+    """
+
+    text: str | Sequence[Mapping[str, str]]
+    target: Any = None
+
+
+class Completion(NamedTuple):
+    """What reward functions and replies are given.
+
+    Attributes:
+        prompt: the words before the completion.
+        text: all words after it, replies of the environment included, special tokens left out.
+        turns: the policy's own words, turn by turn.
+        ended: the policy ended its last turn itself; False where it was cut off.
+        n_tokens: tokens the policy wrote.
+        target: that of the prompt.
+    """
+
+    prompt: str
+    text: str
+    turns: tuple[str, ...]
+    ended: bool
+    n_tokens: int
+    target: Any = None
+
+
+Reply = Callable[[list[Completion]], list[str | None]]
+"""The environment's answers to finished turns; None ends that episode."""
+
+
+class Completions(Environment):
+    """Completions of prompts: an action is a token, and the end-of-text token ends a turn.
+
+    A state is a row of `prompt_width + max_new_tokens` places. The policy's own tokens stand as
+    their number v, those of the environment (the prompt, and replies such as the results of
+    tools) as -2 - v, and `EMPTY` is a place without a token. So a row alone says which tokens were
+    decisions; replies arrive within the transition that ends a turn and are no decisions.
+
+    Args:
+        tokenizer: text to tokens and back, see `Tokenizer`.
+        prompts: the prompts; a condition's encoding [n, 1] is the number of one of them.
+        max_new_tokens: places behind the prompt, replies included.
+        reply: answers finished turns, called once for all rows whose turn ended; None ends every
+            episode with its first turn.
+        max_turns: turns of the policy in an episode.
+
+    Raises:
+        ValueError: no prompts or an empty one, two prompts that differ only in their target, a
+            tokenizer without an end-of-text token, or limits below 1.
+    """
+
+    tree = True
+    has_stop = False
+    n_backward_actions = 1
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        reply: Reply | None = None,
+        max_turns: int = 1,
+    ):
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-text token (eos_token)")
+        if max_new_tokens < 1 or max_turns < 1:
+            raise ValueError(
+                f"max_new_tokens and max_turns must be at least 1, not {max_new_tokens} and "
+                f"{max_turns}"
+            )
+        self.tokenizer, self.prompts = tokenizer, tuple(prompts)
+        self.end = int(tokenizer.eos_token_id)
+        self.max_new_tokens, self.reply = max_new_tokens, reply
+        self.max_turns = max_turns if reply is not None else 1
+        rows = [self._encoded(prompt, i) for i, prompt in enumerate(self.prompts)]
+        if not rows:
+            raise ValueError("a language task needs at least one prompt")
+        self._number = self._numbered(rows)
+        self.prompt_width = max(map(len, rows))
+        # Replies and prompts are stored as -2 - v.
+        self._starts = torch.tensor(
+            [[EMPTY] * (self.prompt_width - len(row)) + [-2 - v for v in row] for row in rows]
+        )
+        self.vocabulary = len(tokenizer)
+        self.state_shape = (self.prompt_width + max_new_tokens,)
+        self.action_sizes = (self.vocabulary,)
+        self.max_steps = max_new_tokens
+
+    def _encoded(self, prompt: Prompt, i: int) -> list[int]:
+        if isinstance(prompt.text, str):
+            row = self.tokenizer.encode(prompt.text)
+        else:
+            row = self.tokenizer.apply_chat_template(  # type: ignore[attr-defined]
+                list(prompt.text), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        if not row:
+            raise ValueError(f"prompt {i} has no tokens: a language model needs at least one")
+        return list(row)
+
+    def _numbered(self, rows: list[list[int]]) -> dict[tuple[int, ...], int]:
+        found: dict[tuple[int, ...], int] = {}
+        for i, row in enumerate(rows):
+            first = found.setdefault(tuple(row), i)
+            if self.prompts[first].target != self.prompts[i].target:
+                raise ValueError(f"prompts {first} and {i} have the same words but other targets")
+        return found
+
+    def check_context(self, context: int) -> None:
+        """Refuse prompts that leave no room for a completion.
+
+        Raises:
+            ValueError: naming the first prompt that with `max_new_tokens` more tokens is longer
+                than `context`.
+        """
+        lengths = (self._starts != EMPTY).sum(1)
+        long = (lengths + self.max_new_tokens > context).nonzero()
+        if len(long):
+            i = int(long[0])
+            raise ValueError(
+                f"prompt {i} has {int(lengths[i])} tokens: with {self.max_new_tokens} new ones "
+                f"that is more than the model's context of {context}"
+            )
+
+    def initial(self, n: int, device: torch.device | str = "cpu") -> States:
+        """The prompts in their order, over and over: n copies of s0 where there is one prompt."""
+        return self.start(torch.arange(n, device=device) % len(self.prompts))
+
+    def start(self, prompt: Tensor) -> States:
+        """The states that hold nothing but the prompts numbered `prompt` [n] (of any dtype)."""
+        starts = self._starts.to(prompt.device)[prompt.long()]
+        zeros = torch.zeros(len(starts), dtype=torch.int64, device=prompt.device)
+        places = starts.new_full((len(starts), self.max_new_tokens), EMPTY)
+        return States(torch.cat([starts, places], 1), zeros, zeros.bool())
+
+    def completed(self, prompt: Tensor, texts: Sequence[str]) -> States:
+        """Finished rows of one turn: the prompts numbered `prompt` [n], each with its text.
+
+        Raises:
+            ValueError: a text with its end-of-text token is longer than `max_new_tokens`.
+        """
+        data = self.start(prompt).data
+        for i, text in enumerate(texts):
+            tokens = [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
+            if len(tokens) > self.max_new_tokens:
+                raise ValueError(
+                    f"text {i} has {len(tokens)} tokens, more than {self.max_new_tokens}"
+                )
+            end = self.prompt_width + len(tokens)
+            data[i, self.prompt_width : end] = data.new_tensor(tokens)
+        done = torch.ones(len(data), dtype=torch.bool, device=data.device)
+        return States(data, (data >= 0).sum(1), done)
+
+    def step(self, states: States, actions: Tensor) -> States:
+        """Write a token; the end-of-text token ends the turn."""
+        going = ~states.done
+        place = self.next_place(states.data).unsqueeze(1)
+        column = numbers(0, self.state_shape[0], 1, states.data.device)
+        here = (column == place) & going.unsqueeze(1)
+        data = torch.where(here, actions.unsqueeze(1), states.data)
+        full = place.squeeze(1) + 1 >= self.state_shape[0]
+        ended = going & (actions == self.end)
+        moved = States(data, states.step + going, states.done | ended | full & going)
+        return moved if self.reply is None else self.answer(moved, ended & ~full)
+
+    def answer(self, states: States, ended: Tensor) -> States:
+        """Write the replies to rows whose turn just `ended` [n] bool; the others rest.
+
+        An episode goes on where there is a reply, another turn, and room for both.
+        """
+        assert self.reply is not None
+        turns = (states.data == self.end).sum(1)
+        rows = (ended & (turns < self.max_turns)).nonzero().squeeze(1)
+        if not len(rows):
+            return states
+        try:
+            replies = self.reply(self.decode(states.rows(rows)))
+        except Exception as error:
+            raise RuntimeError(
+                f"the reply function raised {type(error).__name__}: {error}"
+            ) from error
+        if len(replies) != len(rows):
+            raise RuntimeError(
+                f"the reply function returned {len(replies)} replies to {len(rows)} turns"
+            )
+        data, done = states.data.clone(), states.done.clone()
+        places = self.next_place(data)[rows].tolist()
+        for row, place, text in zip(rows.tolist(), places, replies, strict=True):
+            if text is None:
+                continue
+            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+            if place + len(tokens) < self.state_shape[0]:
+                written = data.new_tensor([-2 - v for v in tokens])
+                data[row, place : place + len(tokens)] = written
+                done[row] = False
+        return States(data, states.step, done)
+
+    def backstep(self, states: States, actions: Tensor) -> States:
+        """Take back the last token the policy wrote, and what followed it."""
+        started = states.step > 0
+        order = (states.data >= 0).cumsum(1)
+        last = (order >= states.step.unsqueeze(1)) & started.unsqueeze(1)
+        data = torch.where(last, EMPTY, states.data)
+        return States(data, states.step - started.long(), states.done & ~started)
+
+    def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
+        """Every token; the last one stands for rest in finished rows."""
+        every = torch.ones(states.n, self.vocabulary, dtype=torch.bool, device=states.data.device)
+        return with_last(every, states.done)
+
+    def backward_mask(self, states: States) -> Tensor:
+        """The one move back, [n, 1]."""
+        return torch.ones(states.n, 1, dtype=torch.bool, device=states.data.device)
+
+    def backward_action(self, states: States, actions: Tensor) -> Tensor:
+        """Zero: there is one move back."""
+        return torch.zeros_like(actions)
+
+    def forward_action(self, states: States, actions: Tensor) -> Tensor:
+        """The last token of the policy in the children `states`; any in initial ones."""
+        place = (states.data >= 0).int().cumsum(1).argmax(1, keepdim=True)
+        return states.data.gather(1, place).squeeze(1).clamp(min=0)
+
+    def log_n_paths(self, states: States) -> Tensor:
+        """Zero: one path leads to each row; [n] float64."""
+        return torch.zeros(states.n, dtype=torch.float64, device=states.data.device)
+
+    def observe(self, states: States) -> tuple[Tensor, Tensor]:
+        """Token numbers [n, W], 0 where there is none, and where tokens are [n, W] bool."""
+        return token_numbers(states.data), states.data != EMPTY
+
+    def next_place(self, data: Tensor) -> Tensor:
+        """The first place without a token behind those of rows [n, W], [n]."""
+        return self.prompt_width + (data[:, self.prompt_width :] != EMPTY).sum(1)
+
+    def history(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How finished rows [n, W] came about, one token of the policy after the other.
+
+        Returns:
+            States [n, T + 1, W], actions [n, T] and where those are real, [n, T] bool; T is the
+            largest number of tokens a policy wrote.
+        """
+        own = data >= 0
+        order = own.cumsum(1)
+        lengths = order[:, -1:]
+        column = torch.arange(int(lengths.max()) + 1, device=data.device)
+        shown = order.unsqueeze(1) <= column.unsqueeze(1)
+        valid = column[:-1] < lengths
+        # The k-th own token stands in column k - 1.
+        target = torch.where(own, order - 1, valid.shape[1])
+        actions = data.new_zeros(len(data), valid.shape[1] + 1).scatter(1, target, data)
+        return torch.where(shown, data.unsqueeze(1), EMPTY), actions[:, :-1], valid
+
+    def turns(self, data: Tensor) -> Tensor:
+        """Number of the turn each of the policy's tokens in rows [n, W] belongs to, [n, T]."""
+        _, actions, valid = self.history(data)
+        ends = (actions == self.end) & valid
+        return ends.cumsum(1) - ends.long()
+
+    def decode(self, states: States) -> list[Completion]:
+        """The completions so far."""
+        texts: list[list[int]] = []
+        shapes = []
+        for row in states.data.tolist():
+            prompt = [-2 - v for v in row[: self.prompt_width] if v != EMPTY]
+            rest = [v for v in row[self.prompt_width :] if v != EMPTY]
+            own: list[list[int]] = []
+            for v in rest:
+                if v >= 0:
+                    if not own or own[-1][-1] == self.end:
+                        own.append([])
+                    own[-1].append(v)
+            ended = bool(own and own[-1][-1:] == [self.end])
+            shapes.append((len(own), ended, sum(map(len, own)), self._number[tuple(prompt)]))
+            texts += [prompt, [v if v >= 0 else -2 - v for v in rest], *own]
+        decoded = iter(self.tokenizer.batch_decode(texts, skip_special_tokens=True))
+        made = []
+        for n_turns, ended, n_tokens, number in shapes:
+            prompt_text, text = next(decoded), next(decoded)
+            turns = tuple(next(decoded) for _ in range(n_turns))
+            target = self.prompts[number].target
+            made.append(Completion(prompt_text, text, turns, ended, n_tokens, target))
+        return made
+
+
+def token_numbers(data: Tensor) -> Tensor:
+    """The numbers of a row's tokens, whoever wrote them; 0 where there is none."""
+    return torch.where(data < EMPTY, -2 - data, data.clamp(min=0))
