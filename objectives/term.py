@@ -26,6 +26,16 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
 
 
+def require_densities(env: Environment, what: str) -> None:
+    """Refuse an environment with deterministic steps."""
+    if env.deterministic:
+        raise ValueError(
+            f"{what} needs the density of every step, and some steps of this "
+            f"{type(env).__name__} schedule are deterministic: choose a sampler with noise in all "
+            "steps"
+        )
+
+
 class Term(ABC):
     """An objective on re-evaluated trajectories; terms add up in a `Sum`."""
 
@@ -45,6 +55,8 @@ class Term(ABC):
 
     def check(self, env: Environment) -> None:
         """Refuse an environment that this objective cannot serve, by a ValueError that says why."""
+        if {"log_pb", "log_pb_total"} & self.needs:
+            require_densities(env, type(self).__name__)
         if "log_stop" in self.needs:
             what = f"{type(self).__name__} needs a stop action in every state"
             if not env.has_stop:

@@ -196,9 +196,13 @@ class Denoising(Environment):
         Raises:
             ValueError: which of the two.
         """
-        for name, mine in zip(("clock", "stochastic"), self._marks(batch.valid), strict=True):
-            theirs = getattr(batch, name)
-            if theirs is None or not bool((theirs == mine).all()):
+        clock, stochastic = self._marks(batch.valid)
+        theirs = None if batch.stochastic is None else batch.stochastic & batch.valid
+        for name, mine, other in (
+            ("clock", clock, batch.clock),
+            ("choice of stochastic steps", stochastic, theirs),
+        ):
+            if other is None or not bool((mine == other).all()):
                 raise ValueError(
                     f"the batch was sampled with another {name} than this environment's: evaluate "
                     "it with the schedule that sampled it"
@@ -207,8 +211,11 @@ class Denoising(Environment):
     def _marks(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Clock [B, T + 1] and stochastic steps [B, T] of a batch."""
         n, horizon = valid.shape
-        clock = self._table("tables", valid.device, torch.float32)[-1, : horizon + 1]
-        drawn = self._table("drawn", valid.device, torch.bool)[:horizon]
+        # Columns of padding repeat the end.
+        column = torch.arange(horizon + 1, device=valid.device).clamp(max=self.max_steps)
+        clock = self._table("tables", valid.device, torch.float32)[-1, column]
+        drawn = self._table("drawn", valid.device, torch.bool)
+        drawn = drawn[column[:-1].clamp(max=self.max_steps - 1)]
         return clock.expand(n, -1), drawn & valid
 
     def coefficients(self, states: States, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -220,11 +227,11 @@ class Denoising(Environment):
         *wide, clock = rows.unbind()
         return *(self._wide(value) for value in wide), clock
 
-    def noising(self, states: States) -> AffineGaussian:
+    def noising(self, states: States, reduction: str = "sum") -> AffineGaussian:
         """P_B: the state before each of `states`; where a walk starts, that is certain."""
         x = states.data
         a, s = self._table("undoing", x.device, x.dtype)[:, states.step].unbind()
-        return AffineGaussian(self._wide(a) * x, self._wide(s))
+        return AffineGaussian(self._wide(a) * x, self._wide(s), reduction)
 
     def _wide(self, values: Tensor) -> Tensor:
         """[n] against [n, *state_shape]."""

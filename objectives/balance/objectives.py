@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gflow.mdp import Evaluation, Loss, Policy, Trajectories, evaluate
+from gflow.mdp import Environment, Evaluation, Loss, Policy, Trajectories, evaluate
 from gflow.objectives.balance import functions
 from gflow.objectives.balance.potential import (
     POTENTIALS,
@@ -16,7 +16,7 @@ from gflow.objectives.balance.potential import (
     usable_lengths,
 )
 from gflow.objectives.balance.regression import REGRESSIONS, Regression
-from gflow.objectives.term import Term, check_choice
+from gflow.objectives.term import Term, check_choice, require_densities
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class BalanceObjective(Term):
     def g(self) -> Regression:
         """The regression loss as a function."""
         return REGRESSIONS[self.regression]
+
+    def check(self, env: Environment) -> None:
+        """Refuse what any term refuses; a prior's steps need densities as those of P_B do."""
+        super().check(env)
+        if self.relative:
+            require_densities(env, type(self).__name__)
 
     def _needs(self, log_pb: str, *more: str) -> frozenset[str]:
         return frozenset(more) if self.relative else frozenset({log_pb, *more})

@@ -1,0 +1,283 @@
+"""Policies of denoising environments: any network x, t, condition -> prediction, as a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gflow.kernels import AffineGaussian
+from gflow.mdp import Condition, Heads, States
+from gflow.policies.common import seeded_weights
+from gflow.policies.log_z import LogZ
+from gflow.policies.networks import time_features
+
+if TYPE_CHECKING:
+    from gflow.envs.denoising import Denoising
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class DenoiserPolicy(nn.Module):
+    """The steps of a denoising environment by a network's predictions.
+
+    P_F of a step is N(A x + B prediction, s^2), with the environment's A, B, s; P_B is its noising
+    process. Nothing is computed in less than float32, whatever the network's own precision.
+
+    Args:
+        env: the schedule; `only` makes schedules with noise in fewer steps, and the attribute may
+            be set to another schedule of the same points.
+        network: called as `network(x, t, encoding)` with points [n, *state_shape], the clock [n]
+            and encodings [n, C]; returns predictions of the points' shape, or twice as many
+            channels (first dimension) where it also gives the noise, see `log_variance_range`.
+        condition_size: width C of the condition's encoding, 0 without conditions.
+        flow: log F(x, t) as a network of the same arguments that returns [n, 1].
+        guidance: gamma of classifier-free guidance, prediction = u + gamma (c - u), in rollouts
+            and log-probabilities alike; 1 asks the network once.
+        null: [C], the encoding that asks for nothing; zeros by default.
+        log_variance_range: largest change of a step's log-variance that the network may make.
+        reduction: "sum" or "mean" of log-densities over coordinates, see `AffineGaussian`.
+        recompute: rows whose activations are kept at a time when gradients are taken; the others
+            are computed again in the backward pass. 0 keeps all.
+
+    Raises:
+        ValueError: guidance without conditions, or a setting below 0.
+    """
+
+    backward = "fixed"
+
+    def __init__(
+        self,
+        env: Denoising,
+        network: nn.Module,
+        *,
+        condition_size: int = 0,
+        flow: nn.Module | None = None,
+        guidance: float = 1.0,
+        null: Tensor | None = None,
+        log_variance_range: float = 0.0,
+        reduction: str = "sum",
+        recompute: int = 0,
+    ):
+        super().__init__()
+        if guidance != 1 and not condition_size:
+            raise ValueError("guidance needs a network that sees conditions: set condition_size")
+        if log_variance_range < 0 or recompute < 0:
+            raise ValueError("log_variance_range and recompute must not be below 0")
+        self.env, self.network, self.flow_network = env, network, flow
+        self.guidance, self.reduction, self.recompute = guidance, reduction, recompute
+        self.log_variance_range = log_variance_range
+        self.log_z = LogZ(condition_size)
+        empty = torch.zeros(condition_size) if null is None else null.clone()
+        self.register_buffer("null", empty, persistent=False)
+
+    def forward(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
+        """Heads for each row; P_B costs no call of the network."""
+        forward = backward = flow = None
+        if "log_pf" in needs:
+            forward = self.step(states, condition)
+        if "log_pb" in needs:
+            backward = self.env.noising(states, self.reduction)
+        if "log_flow" in needs and self.flow_network is not None:
+            x, *_, clock = self._inputs(states)
+            flow = self.flow_network(x, clock, condition.encoding.to(x.dtype)).squeeze(-1)
+        return Heads(forward, backward, flow)
+
+    def step(self, states: States, condition: Condition) -> AffineGaussian:
+        """P_F of each row."""
+        x, a, b, s, *_, clock = self._inputs(states)
+        output = self._after_source(states, x, clock, condition.encoding)
+        if self.log_variance_range:
+            output, spread = output.chunk(2, 1)
+            s = s * (0.5 * self.log_variance_range * spread.tanh()).exp()
+        return AffineGaussian(torch.addcmul(a * x, b, output), s, self.reduction)
+
+    def clean(self, states: States, condition: Condition) -> Tensor:
+        """x0_hat, the data that each row's prediction expects, [n, *state_shape].
+
+        Raises:
+            ValueError: the schedule's predictions give no such estimate.
+        """
+        x, _, _, _, *clean, clock = self._inputs(states)
+        if not clean:
+            raise ValueError("this schedule's predictions do not estimate the clean point")
+        alpha, beta = clean
+        output = self.predict(x, clock, condition.encoding)
+        if self.log_variance_range:
+            output = output.chunk(2, 1)[0]
+        return torch.addcmul(alpha * x, beta, output)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the network's own reference predicts (frozen copy, or adapters off).
+
+        Raises:
+            ValueError: the network has none.
+        """
+        inner = getattr(self.network, "reference", None)
+        if inner is None:
+            raise ValueError(
+                "this network has no reference: wrap it in Anchored, or give it adapters"
+            )
+        with inner():
+            yield
+
+    def predict(self, x: Tensor, clock: Tensor, encoding: Tensor) -> Tensor:
+        """The network's prediction with guidance, in at least float32.
+
+        Raises:
+            ValueError: the network returns another shape than that of the points.
+        """
+        encoding = encoding.to(x.dtype)
+        if self.guidance == 1:
+            return self._called(x, clock, encoding)
+        null = self.null.to(x.dtype).expand_as(encoding)
+        both = self._called(
+            torch.cat([x, x]), torch.cat([clock, clock]), torch.cat([encoding, null])
+        )
+        asked, plain = both.chunk(2)
+        return torch.lerp(plain, asked, self.guidance)
+
+    def _after_source(self, states: States, x: Tensor, clock: Tensor, encoding: Tensor) -> Tensor:
+        """`predict`, without asking of blank states where a look at the rows is cheap."""
+        if not self.env.source or (x.is_cuda and not torch.is_grad_enabled()):
+            return self.predict(x, clock, encoding)
+        rows = states.step.nonzero().squeeze(1)
+        if len(rows) == states.n:
+            return self.predict(x, clock, encoding)
+        output = x.new_zeros(self._wanted(x))
+        if len(rows):
+            some = self.predict(x[rows], clock[rows], encoding[rows])
+            output = output.index_copy(0, rows, some)
+        return output
+
+    def _wanted(self, x: Tensor) -> list[int]:
+        """Shape of the network's output."""
+        factor = 2 if self.log_variance_range else 1
+        return [len(x), factor * x.shape[1], *x.shape[2:]]
+
+    def _called(self, x: Tensor, clock: Tensor, encoding: Tensor) -> Tensor:
+        # Models with a precision of their own convert what they must, and never the clock.
+        dtype = getattr(self.network, "input_dtype", None)
+        if dtype is None:
+            dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+        inputs = tuple(value.to(dtype) for value in (x, clock, encoding))
+        if self.recompute and torch.is_grad_enabled() and len(x) > self.recompute:
+            parts = zip(*(value.split(self.recompute) for value in inputs), strict=True)
+            outputs = [checkpoint(self.network, *part, use_reentrant=False) for part in parts]
+            output = torch.cat(outputs)
+        else:
+            output = self.network(*inputs)
+        wanted = self._wanted(x)
+        if list(output.shape) != wanted:
+            raise ValueError(
+                f"the network returned {list(output.shape)} for points {list(x.shape)}: it must "
+                f"return {wanted}"
+            )
+        return output.to(x.dtype)
+
+    def _inputs(self, states: States) -> tuple[Tensor, ...]:
+        """Points, then what `Denoising.coefficients` gives, in one precision."""
+        x = states.data
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"denoising needs points in float32 or float64, not {x.dtype}")
+        if self.log_z.bias.dtype == torch.float64:
+            x = x.double()
+        return x, *self.env.coefficients(states, x.dtype)
+
+
+@contextmanager
+def on_schedule(policy: DenoiserPolicy, env: Denoising) -> Iterator[DenoiserPolicy]:
+    """The policy on another schedule of the same points, for the time of a `with` block."""
+    before, policy.env = policy.env, env
+    try:
+        yield policy
+    finally:
+        policy.env = before
+
+
+class TimeMLP(nn.Module):
+    """A perceptron of a flat point, its time and a condition; the last layer starts at 0.
+
+    Args:
+        size: numbers in a point.
+        outputs: numbers returned; 1 for a flow, `size` for a prediction.
+        condition_size: width of the condition's encoding.
+        hidden: width of the layers.
+        layers: number of hidden layers behind the sum of point and time features.
+        seed: seeds the initial weights.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        outputs: int,
+        condition_size: int = 0,
+        hidden: int = 64,
+        layers: int = 2,
+        seed: int = 0,
+    ):
+        super().__init__()
+        with seeded_weights(seed):
+            self.point = nn.Linear(size + condition_size, hidden)
+            self.time = nn.Sequential(nn.Linear(64, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+            behind = [m for _ in range(layers) for m in (nn.GELU(), nn.Linear(hidden, hidden))]
+            self.trunk = nn.Sequential(*behind, nn.GELU(), nn.Linear(hidden, outputs))
+        nn.init.zeros_(self.trunk[-1].weight)
+        nn.init.zeros_(self.trunk[-1].bias)
+
+    def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
+        """[n, outputs]."""
+        h = self.point(torch.cat([x, encoding], 1)) + self.time(time_features(t, 64))
+        output: Tensor = self.trunk(h)
+        return output
+
+
+class GradientGuided(nn.Module):
+    """A network's drift plus the target's gradient at a learned scale (PIS, 2111.15141).
+
+    prediction = network(x, t) + scale(t) clip(grad log R(x)); the scale starts at `scale`.
+
+    Args:
+        network: the network.
+        log_reward: differentiable log R of points [n, *state_shape], [n].
+        clip: largest absolute entry of the gradient.
+        scale: first value of the learned scale.
+        hidden: width of the scale's network.
+        seed: seeds its weights.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        log_reward: Callable[[Tensor], Tensor],
+        clip: float = 100.0,
+        scale: float = 1.0,
+        hidden: int = 64,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.network, self.log_reward, self.clip = network, log_reward, clip
+        with seeded_weights(seed):
+            self.scale = nn.Sequential(nn.Linear(64, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        nn.init.zeros_(self.scale[2].weight)
+        nn.init.constant_(self.scale[2].bias, scale)
+
+    def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
+        """Predictions; the gradient of the target is a constant for training."""
+        score = gradient(self.log_reward, x).clamp(-self.clip, self.clip)
+        scale = self.scale(time_features(t, 64)).view(-1, *[1] * (x.ndim - 1))
+        output: Tensor = self.network(x, t, encoding) + scale * score
+        return output
+
+
+def gradient(log_reward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """grad log R at each of the points x [n, ...], detached."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        (value,) = torch.autograd.grad(log_reward(x).sum(), x)
+    return value.detach()

@@ -1,0 +1,463 @@
+"""Invariants of denoising trajectories, before any objective rests on them."""
+
+import copy
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gflow.conditions import Conditions
+from gflow.envs.denoising import (
+    SAMPLERS,
+    brownian,
+    denoising_diffusion,
+    diffusion,
+    flow,
+    time_grid,
+)
+from gflow.mdp import concat_trajectories, evaluate, pad_trajectories
+from gflow.objectives.balance import (
+    DetailedBalance,
+    SubTrajectoryBalance,
+    TrajectoryBalance,
+    VarGrad,
+    trajectory_balance,
+)
+from gflow.policies.denoiser import DenoiserPolicy, GradientGuided, TimeMLP
+from gflow.sampling import Replay
+from gflow.sampling.rollout import Exploration, rollout
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def alphas(steps=8):
+    return torch.linspace(0.02, 0.9999, steps + 1, dtype=torch.float64)
+
+
+SCHEDULES = {
+    "brownian": lambda shape: brownian(shape, 9, variance=2.0),
+    "dds": lambda shape: denoising_diffusion(shape, 9, variance=2.0),
+    "flow_sde": lambda shape: flow(shape, time_grid(9, shift=2.0)),
+    "euler": lambda shape: flow(shape, time_grid(5), "euler"),
+    "cps": lambda shape: flow(shape, time_grid(6), "cps", noise=0.5),
+    "ddpm": lambda shape: diffusion(shape, alphas(), clock=1000 * time_grid(8)),
+}
+WITH_DENSITY = [name for name in SCHEDULES if name not in ("euler", "cps")]
+
+
+def make_policy(env, dtype=torch.float64, scale=0.1, **options):
+    size = math.prod(env.state_shape)
+    network = TimeMLP(size, size, seed=1)
+    draw = torch.Generator().manual_seed(3)
+    for p in network.trunk[-1].parameters():
+        nn.init.normal_(p, std=scale, generator=draw)
+    return DenoiserPolicy(env, network, flow=TimeMLP(size, 1, seed=2), **options).to(dtype)
+
+
+def sample(policy, n=6, seed=0, dtype=torch.float64, **options):
+    condition = Conditions().sample(n, dtype=dtype)
+    source = torch.Generator().manual_seed(seed)
+    start = policy.env.initial(n)
+    return rollout(policy, start, condition, source, keep_log_pf=True, **options)
+
+
+def scored(batch, seed=5):
+    source = torch.Generator().manual_seed(seed)
+    batch.log_reward = torch.randn(batch.n, generator=source, dtype=batch.states.dtype)
+    return batch
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_replay_identity(name, dtype):
+    """Re-evaluated with unchanged parameters, the ratio to the sampled density is 1."""
+    policy = make_policy(SCHEDULES[name]((3,)), dtype)
+    batch = sample(policy, 50, dtype=dtype)
+    assert batch.states.dtype == dtype
+    again = evaluate(policy, batch, frozenset()).log_pf
+    assert ((again - batch.log_pf_old).exp() - 1).abs().max() < 1e-6
+    policy.env.check(batch)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_record(name):
+    env = SCHEDULES[name]((3,))
+    batch = sample(make_policy(env), 4)
+    blank = int(env.source > 0)
+    assert batch.valid.all() and batch.valid.shape == (4, env.max_steps)
+    assert batch.actions.numel() == batch.backward_actions.numel() == 0
+    assert (batch.states[:, 0] == 0).all()
+    assert batch.clock.shape == (4, env.max_steps + 1)
+    assert (batch.clock[:, blank:].diff(dim=1) < 0).all() and (batch.clock[:, -1] == 0).all()
+    assert torch.equal(batch.stochastic[0], env.drawn)
+    assert batch.stochastic[:, :blank].sum() == 0
+    assert env.deterministic == (name in ("euler", "cps"))
+    assert batch.terminal.done.all()
+    points = env.decode(batch.terminal)
+    again = env.encode(points)
+    assert torch.equal(again.data, batch.terminal.data)
+    assert torch.equal(again.step, batch.terminal.step)
+
+
+@pytest.mark.parametrize("variance, dim", [(1.0, 2), (5.0, 3)])
+def test_brownian_identity(variance, dim):
+    """Without drift, against the bridge and a normal target, every residual is 0."""
+    env = brownian((dim,), 20, variance)
+    policy = make_policy(env, scale=0.0)
+    batch = sample(policy, 32, exploration=Exploration(temperature=3.0))
+    x = batch.terminal.data
+    batch.log_reward = -0.5 * x.square().sum(1) / variance - 0.5 * dim * math.log(
+        2 * math.pi * variance
+    )
+    found = evaluate(policy, batch, frozenset({"log_pb"}))
+    residual = trajectory_balance(found.log_pf, found.log_pb, torch.zeros(32), batch.log_reward)
+    assert residual.abs().max() < 1e-12
+
+
+def test_stationary_diffusion_identity():
+    """The same for the variance-preserving reference."""
+    env = denoising_diffusion((2,), 15, 3.0)
+    policy = make_policy(env, scale=0.0)
+    batch = sample(policy, 32)
+    x = batch.terminal.data
+    batch.log_reward = -x.square().sum(1) / 6.0 - math.log(2 * math.pi * 3.0)
+    found = evaluate(policy, batch, frozenset({"log_pb"}))
+    residual = trajectory_balance(found.log_pf, found.log_pb, torch.zeros(32), batch.log_reward)
+    assert residual.abs().max() < 1e-12
+
+
+class ExactVelocity(nn.Module):
+    """E[eps - x_0 | x_t] for data N(0, I)."""
+
+    def forward(self, x, t, encoding):
+        t = t.unsqueeze(1)
+        return x * (2 * t - 1) / ((1 - t).square() + t.square())
+
+
+def test_noising_is_the_reverse_of_the_flow():
+    """With the exact velocity of normal data detailed balance comes with a finer grid.
+
+    The noise is that of the noising process itself, g^2 = 2 t / (1 - t); any other is a process
+    that the backward kernel does not reverse.
+    """
+    spread = []
+    for steps in (20, 80, 320):
+        env = flow((2,), time_grid(steps), noise=math.sqrt(2))
+        policy = DenoiserPolicy(env, ExactVelocity()).double()
+        batch = sample(policy, 64)
+        found = evaluate(policy, batch, frozenset({"log_pb"}))
+        middle = slice(steps // 4, 3 * steps // 4)
+        gap = (found.log_pf - found.log_pb)[:, middle].sum(1)
+        here, there = batch.states[:, middle.start], batch.states[:, middle.stop]
+        t, s = (batch.clock[0, i].double() for i in (middle.start, middle.stop))
+        marginal = [
+            -0.5 * z.square().sum(1) / v - v.log()
+            for z, v in ((here, (1 - t) ** 2 + t**2), (there, (1 - s) ** 2 + s**2))
+        ]
+        spread.append(float((marginal[0] + gap - marginal[1]).abs().mean()))
+    assert spread[1] < 0.6 * spread[0] and spread[2] < 0.6 * spread[1] and spread[2] < 0.2
+
+
+@pytest.mark.parametrize("objective", [TrajectoryBalance(), DetailedBalance(), VarGrad()])
+@pytest.mark.parametrize("name", ["brownian", "flow_sde"])
+def test_padding_changes_nothing(objective, name):
+    policy = make_policy(SCHEDULES[name]((3,)))
+    batch = scored(sample(policy))
+    padded = pad_trajectories(batch, batch.valid.shape[1] + 3)
+    want = objective(policy, batch).value
+    # The appended columns have no clock of the schedule's own; they repeat the last one.
+    got = objective(policy, padded).value
+    assert torch.allclose(want, got, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["brownian", "dds"])
+def test_units_do_not_matter(name):
+    """In other units both densities shift alike, so that log P_F - log P_B is unchanged."""
+    unit = 3.0
+    factory = {"brownian": brownian, "dds": denoising_diffusion}[name]
+    small, large = factory((2,), 7, 1.5), factory((2,), 7, 1.5 * unit**2)
+
+    class Rescaled(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, t, encoding):
+            out = self.network(x / unit, t, encoding)
+            return out * unit if name == "brownian" else out / unit
+
+    policy = make_policy(small)
+    other = DenoiserPolicy(large, Rescaled(policy.network)).double()
+    batch = sample(policy)
+    scaled = replace(batch, states=batch.states * unit)
+    one = evaluate(policy, batch, frozenset({"log_pb"}))
+    two = evaluate(other, scaled, frozenset({"log_pb"}))
+    random = small.drawn
+    shift = -2 * math.log(unit)
+    assert torch.allclose(two.log_pf[:, random], one.log_pf[:, random] + shift)
+    between = random & (small.undoing[1, 1:] > 0)
+    assert torch.allclose(two.log_pb[:, between], one.log_pb[:, between] + shift)
+
+
+def test_continuous_and_discrete_share_their_functions():
+    """Trajectory balance of a denoising batch is that of the plain numbers."""
+    policy = make_policy(SCHEDULES["flow_sde"]((3,)))
+    batch = scored(sample(policy))
+    found = evaluate(policy, batch, frozenset({"log_pb", "log_z"}))
+    by_hand = found.log_z + found.log_pf.sum(1) - found.log_pb.sum(1) - batch.log_reward
+    loss = TrajectoryBalance()(policy, batch)
+    assert torch.allclose(loss.value, by_hand.square().mean())
+    loss.value.backward()
+    assert all(torch.isfinite(p.grad).all() for p in policy.network.parameters())
+
+
+@pytest.mark.parametrize("name", WITH_DENSITY)
+def test_backward_walks_are_forward_records(name):
+    """Noised from given points, a record starts where walks start and is scored like any other."""
+    policy = make_policy(SCHEDULES[name]((3,)))
+    ends = policy.env.encode(list(torch.randn(5, 3, generator=torch.Generator().manual_seed(0))))
+    condition = Conditions().sample(5, dtype=torch.float64)
+    batch = rollout(policy, ends, condition, torch.Generator().manual_seed(1), backward=True)
+    assert torch.allclose(batch.terminal.data.float(), ends.data)
+    assert (batch.states[:, 0] == 0).all()
+    found = evaluate(policy, batch, frozenset({"log_pb"}))
+    assert torch.isfinite(found.log_pf).all() and torch.isfinite(found.log_pb).all()
+    assert batch.clock is not None and batch.stochastic is not None
+
+
+def test_batches_are_joined_stored_and_replayed():
+    policy = make_policy(brownian((3,), 5), torch.float32)
+    first, second = (sample(policy, 4, seed, torch.float32) for seed in (0, 1))
+    both = concat_trajectories([first, second])
+    replay = Replay(6)
+    replay.add(scored(both))
+    assert len(replay) == 6
+    again = replay.sample(10, torch.Generator().manual_seed(0))
+    log_pf = evaluate(policy, again, frozenset()).log_pf
+    assert torch.allclose(log_pf, again.log_pf_old, atol=1e-5)
+
+
+def test_another_clock_is_refused():
+    policy = make_policy(flow((3,), time_grid(9)))
+    batch = sample(policy)
+    for other in (
+        flow((3,), time_grid(9, shift=3.0)),
+        flow((3,), time_grid(9), clock=time_grid(9) * 1e3),
+    ):
+        policy.env = other
+        with pytest.raises(ValueError, match="another clock"):
+            evaluate(policy, batch, frozenset())
+    batch.clock = None
+    with pytest.raises(ValueError, match="another clock"):
+        evaluate(policy, batch, frozenset())
+
+
+def test_noise_in_a_window_of_steps():
+    env = flow((3,), time_grid(6), noise=0.5)
+    mask = torch.tensor([False, True, True, False, False, False])
+    some = env.only(mask)
+    assert torch.equal(some.drawn, torch.tensor([False, *mask.tolist()]))
+    policy = make_policy(some)
+    batch = sample(policy)
+    assert torch.equal(batch.stochastic[0], some.drawn)
+    ode = flow((3,), time_grid(6), "euler")
+    wanted = [
+        torch.where(mask, a[1:], b[1:]) for a, b in zip(env.forward, ode.forward, strict=True)
+    ]
+    for table, expected in zip(some.forward, wanted, strict=True):
+        assert torch.equal(table[1:], expected)
+    # Moving the window makes the stored batch another schedule's.
+    policy.env = env.only(mask.roll(1))
+    with pytest.raises(ValueError, match="another choice of stochastic steps"):
+        evaluate(policy, batch, frozenset())
+    with pytest.raises(ValueError, match="deterministic steps"):
+        brownian((3,), 6).only(mask)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [TrajectoryBalance(), VarGrad(), DetailedBalance(), SubTrajectoryBalance(),
+     TrajectoryBalance(relative=True)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["euler", "cps"])
+def test_a_deterministic_step_in_a_balance_loss_is_refused(objective, name):
+    policy = make_policy(SCHEDULES[name]((3,)))
+    if objective.relative:
+        objective = replace(objective, prior=make_policy(policy.env))
+    with pytest.raises(ValueError, match="deterministic"):
+        objective(policy, scored(sample(policy)))
+
+
+def test_schedules_that_do_not_end_at_data_are_refused():
+    with pytest.raises(ValueError, match=r"does not end at data: noise of 0[.]125"):
+        flow((3,), time_grid(9)[:-1])
+    with pytest.raises(ValueError, match="does not end at data"):
+        diffusion((3,), torch.linspace(0.1, 0.9, 5), clock=time_grid(4))
+    with pytest.raises(ValueError, match="times must fall"):
+        flow((3,), time_grid(9).flip(0))
+    with pytest.raises(ValueError, match="must rise"):
+        diffusion((3,), torch.linspace(0.9, 0.1, 5), clock=time_grid(4))
+    with pytest.raises(ValueError, match="unknown sampler 'heun'"):
+        flow((3,), time_grid(4), "heun")
+    with pytest.raises(ValueError, match=r"need tables of 7 steps"):
+        flow((3,), time_grid(9), clock=time_grid(7))
+
+
+class Wrong(nn.Module):
+    def forward(self, x, t, encoding):
+        return x[:, :-1]
+
+
+def test_what_a_denoiser_refuses():
+    env = brownian((3,), 4)
+    with pytest.raises(ValueError, match=r"returned \[6, 2\] for points \[6, 3\]"):
+        sample(DenoiserPolicy(env, Wrong()))
+    with pytest.raises(ValueError, match="guidance needs"):
+        DenoiserPolicy(env, Wrong(), guidance=2.0)
+    policy = make_policy(env)
+    states = env.initial(2)
+    for half in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match="float32 or float64"):
+            policy.step(states._replace(data=states.data.to(half)), Conditions().sample(2))
+    with pytest.raises(ValueError, match="no even choice"):
+        sample(policy, exploration=Exploration(epsilon=0.1))
+    with pytest.raises(ValueError, match="do not estimate"):
+        policy.clean(states, Conditions().sample(2))
+    with pytest.raises(NotImplementedError):
+        env.forward_mask(states)
+    with pytest.raises(NotImplementedError):
+        env.backward_mask(states)
+    with pytest.raises(ValueError, match="object 1 has shape"):
+        env.encode([torch.zeros(3), torch.zeros(4)])
+
+
+@pytest.mark.parametrize("prediction", ["noise", "clean", "velocity"])
+def test_predictions_of_one_denoiser_agree(prediction):
+    """Networks that say the same thing in other words give the same steps and clean points."""
+
+    class Knows(nn.Module):
+        """Always expects the same data."""
+
+        def __init__(self, what):
+            super().__init__()
+            self.what = what
+
+        def forward(self, x, t, encoding):
+            t = t.unsqueeze(1)
+            signal, noise = alphas()[8 - (8 * t).round().long()].sqrt(), None
+            noise = (1 - signal.square()).sqrt()
+            eps = (x - signal * 0.7) / noise
+            return {"clean": 0.7 + 0 * x, "noise": eps, "velocity": signal * eps - noise * 0.7}[
+                self.what
+            ]
+
+    truth = make_steps(diffusion((2,), alphas(), clock=time_grid(8)), Knows("noise"))
+    other = make_steps(
+        diffusion((2,), alphas(), clock=time_grid(8), prediction=prediction), Knows(prediction)
+    )
+    for a, b in zip(truth, other, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+    assert torch.allclose(other[2], torch.tensor(0.7, dtype=torch.float64))
+
+
+def make_steps(env, network):
+    policy = DenoiserPolicy(env, network).double()
+    states = env.initial(8)
+    step = torch.arange(1, 9)
+    data = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states = states._replace(data=data, step=step)
+    condition = Conditions().sample(8)
+    kernel = policy.step(states, condition)
+    return kernel.mean, kernel.std.expand_as(kernel.mean), policy.clean(states, condition)
+
+
+class Asked(nn.Module):
+    def __init__(self, size, seed=0):
+        super().__init__()
+        self.inner = TimeMLP(size, size, 2, seed=seed)
+        nn.init.normal_(self.inner.trunk[-1].weight, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, x, t, encoding):
+        return self.inner(x, t, encoding)
+
+
+def test_guidance():
+    """gamma = 1 is the conditional prediction; both branches take the gradient."""
+    env = flow((3,), time_grid(4))
+    x, t = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.full((5,), 0.5)
+    encoding = torch.rand(5, 2, generator=torch.Generator().manual_seed(1))
+    network = Asked(3)
+    null = torch.tensor([0.3, -1.0])
+    plain = DenoiserPolicy(env, network, condition_size=2, null=null)
+    guided = DenoiserPolicy(env, network, condition_size=2, null=null, guidance=4.5)
+    asked, unasked = network(x, t, encoding), network(x, t, null.expand(5, 2))
+    assert torch.equal(plain.predict(x, t, encoding), asked)
+    out = guided.predict(x, t, encoding)
+    assert torch.allclose(out, unasked + 4.5 * (asked - unasked), atol=1e-5)
+    gradients = torch.autograd.grad(out.sum(), network.inner.trunk[-1].bias)[0]
+    assert torch.allclose(gradients, torch.full_like(gradients, 5.0), atol=1e-4)
+
+
+def test_gradient_guidance_adds_the_target_s_gradient():
+    env = brownian((2,), 6)
+    network = GradientGuided(TimeMLP(2, 2), lambda x: -0.5 * x.square().sum(1), clip=1.0, scale=0.5)
+    policy = DenoiserPolicy(env, network)
+    x = torch.tensor([[0.2, -0.4], [3.0, -5.0]])
+    out = policy.predict(x, torch.full((2,), 0.5), torch.zeros(2, 0))
+    assert torch.allclose(out, torch.tensor([[-0.1, 0.2], [-0.5, 0.5]]))
+    batch = sample(policy, 4, dtype=torch.float32)
+    log_pf = evaluate(policy, batch, frozenset()).log_pf
+    assert torch.allclose(log_pf, batch.log_pf_old, atol=1e-5)
+
+
+def test_recomputing_activations_changes_nothing():
+    policy = make_policy(brownian((3,), 8))
+    batch = scored(sample(policy))
+    loss = TrajectoryBalance()(policy, batch).value
+    kept = torch.autograd.grad(loss, list(policy.network.parameters()))
+    policy.recompute = 5
+    loss_again = TrajectoryBalance()(policy, batch).value
+    again = torch.autograd.grad(loss_again, list(policy.network.parameters()))
+    assert torch.allclose(loss, loss_again, rtol=1e-12)
+    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(kept, again, strict=True))
+
+
+def test_learned_variance():
+    env = brownian((2,), 5)
+    network = TimeMLP(2, 4)
+    policy = DenoiserPolicy(env, network, log_variance_range=4.0).double()
+    batch = sample(policy)
+    fixed = make_policy(env, scale=0.0)
+    assert torch.allclose(
+        evaluate(policy, batch, frozenset()).log_pf, evaluate(fixed, batch, frozenset()).log_pf
+    )
+    nn.init.constant_(network.trunk[-1].bias, 50.0)
+    states = env.initial(1)
+    kernel = policy.step(states, Conditions().sample(1))
+    assert torch.allclose(
+        kernel.std, torch.tensor(math.sqrt(math.exp(4.0) / 5), dtype=torch.float64)
+    )
+
+
+def test_pictures_pass_through():
+    env = flow((2, 4, 4), time_grid(3))
+
+    class Zero(nn.Module):
+        def forward(self, x, t, encoding):
+            return torch.zeros_like(x)
+
+    batch = sample(DenoiserPolicy(env, Zero()), 5, dtype=torch.float32)
+    assert batch.states.shape == (5, 5, 2, 4, 4)
+    log_pf = evaluate(DenoiserPolicy(env, Zero()), batch, frozenset({"log_pb"})).log_pf
+    assert torch.allclose(log_pf, batch.log_pf_old, rtol=1e-6)
+
+
+def test_environments_travel():
+    env = flow((3,), time_grid(4), "dance_sde", noise=0.2)
+    batch = sample(make_policy(env))
+    for other in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
+        other.check(batch)
+    assert set(SAMPLERS) == {"euler", "flow_sde", "dance_sde", "sage_sde", "cps", "dpm_sde"}
