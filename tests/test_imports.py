@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = (
     "torch_geometric rdkit botorch gpytorch transformers diffusers plotly scipy.stats pymoo "
-    "moocore pyarrow ray rich jsonargparse"
+    "moocore pyarrow ray rich jsonargparse RNA vina"
 ).split()
 
 

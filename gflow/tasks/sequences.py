@@ -88,16 +88,53 @@ def qm9_blocks(path: str = "", order: str = "prepend_append") -> Task:
     return Task(env, oracle, flat_policy(env), inverse_temperature="5")
 
 
-def _token_rows(order: str, vocabulary: Sequence[str], length: int) -> TokenRows:
-    """The environment that builds rows of `length` tokens in the given order."""
+@register
+def rna(
+    rewards: str = "energy,length",
+    material: str = "rna",
+    min_length: int | None = None,
+    max_length: int | None = None,
+    order: str = "append",
+) -> Task:
+    """RNA or DNA strands by their secondary structure (needs ViennaRNA, the extra gflow[bio]).
+
+    With material dna, energy,length or energy,pairs or energy,stems,pairs are the aptamer tasks of
+    the literature, folded by ViennaRNA in place of NUPACK.
+
+    Args:
+        rewards: energy (low free energy), pairs, stems, length (short), target:STRUCTURE such as
+            target:((((....)))), separated by commas.
+        material: rna or dna.
+        min_length: shortest strand; by default 30, or the target structure's length.
+        max_length: longest strand; by default 60, or the target structure's length.
+        order: append, prepend_append or insert.
+    """
+    from gflow.envs.sequences.rna import ALPHABETS, RNAOracle
+
+    wanted = names(rewards)
+    targets = [len(name.partition(":")[2]) for name in wanted if name.startswith("target:")]
+    shortest = min_length or min(targets, default=30)
+    longest = max_length or max(targets, default=60)
+    oracle = RNAOracle(wanted, shortest, longest, material)
+    env = _token_rows(order, ALPHABETS[material], longest, shortest)
+    # A weighted mean of K rewards moves K times less than each of them.
+    return Task(env, oracle, flat_policy(env), inverse_temperature=str(32 * len(wanted)))
+
+
+def _token_rows(
+    order: str, vocabulary: Sequence[str], length: int, shortest: int | None = None
+) -> TokenRows:
+    """The environment that builds rows of `shortest` to `length` tokens in the given order."""
     from gflow.envs import sequences
 
-    orders: dict[str, Callable[[Sequence[str], int], TokenRows]] = {
-        "slots": sequences.Slots,
+    orders: dict[str, Callable[..., TokenRows]] = {
         "append": sequences.AppendSequences,
         "prepend_append": sequences.PrependAppendSequences,
         "insert": sequences.InsertSequences,
     }
+    if shortest is None:
+        orders["slots"] = sequences.Slots
     if order not in orders:
         raise ConfigError(f"there is no order {order!r}: {near(order, orders)}")
-    return orders[order](vocabulary, length)
+    lengths = (length,) if shortest is None else (length, shortest)
+    return orders[order](vocabulary, *lengths)
