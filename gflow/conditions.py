@@ -152,21 +152,40 @@ class Conditions:
 
 @dataclass(frozen=True)
 class PromptConditions:
-    """Conditions that are prompts: the encoding [n, 1] is the number of one of them.
+    """Conditions that are prompts, perhaps with preferences: the encoding starts with the prompt.
 
     Attributes:
         n_prompts: how many there are.
         n_rewards: length K of the reward vector.
+        rows: [n_prompts, F], what networks see of each prompt; its number by default.
+        preferences: further conditions, drawn independently and encoded behind the prompt.
     """
 
     n_prompts: int
     n_rewards: int = 1
-    with_preference = False
-    encoding_size = 1
+    rows: Tensor | None = None
+    preferences: Conditions | None = None
 
-    def make(self, prompt: Tensor, dtype: torch.dtype) -> Condition:
-        """The conditions of the prompts numbered `prompt` [n]."""
-        return Condition(prompt.to(dtype).unsqueeze(1), None, torch.ones(len(prompt), dtype=dtype))
+    @property
+    def with_preference(self) -> bool:
+        """Preferences are part of the condition."""
+        return self.preferences is not None and self.preferences.with_preference
+
+    @property
+    def encoding_size(self) -> int:
+        """Width C of the encoding."""
+        more = 0 if self.preferences is None else self.preferences.encoding_size
+        return more + (1 if self.rows is None else self.rows.shape[1])
+
+    def make(
+        self, prompt: Tensor, dtype: torch.dtype, further: Condition | None = None
+    ) -> Condition:
+        """The conditions of the prompts numbered `prompt` [n], with as many further ones."""
+        seen = prompt.unsqueeze(1) if self.rows is None else self.rows[prompt]
+        if further is None:
+            return Condition(seen.to(dtype), None, torch.ones(len(prompt), dtype=dtype))
+        encoding = torch.cat([seen.to(dtype), further.encoding], 1)
+        return further._replace(encoding=encoding)
 
     def sample(
         self,
@@ -177,7 +196,10 @@ class PromptConditions:
         """n prompts, none of them twice while there are enough."""
         rounds = -(-n // self.n_prompts)
         drawn = [torch.randperm(self.n_prompts, generator=generator) for _ in range(rounds)]
-        return self.make(torch.cat(drawn)[:n], dtype)
+        further = None
+        if self.preferences is not None:
+            further = self.preferences.sample(n, generator, dtype)
+        return self.make(torch.cat(drawn)[:n], dtype, further)
 
 
 def check_preference(preference: Tensor, n_rewards: int) -> None:

@@ -96,10 +96,12 @@ def draw(
         if not conditions.with_preference:
             raise ConfigError(f"method {setup.method.name!r} was trained without preferences")
         weights = preference.to(dtype).expand(n, -1)
-    condition = conditions.make(weights, beta).to(device)
+    if preference is not None or inverse_temperature is not None:
+        condition = conditions.make(weights, beta)
+    condition = condition.to(device)
     batch = rollout(
         setup.policy,  # type: ignore[arg-type]
-        setup.task.env.initial(n, device),
+        setup.task.env.begin(condition, device),
         condition,
         generator(seed, "rollout", device=device),
         keep_log_pf=True,

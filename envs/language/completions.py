@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gflow.envs.common import numbers, with_last
-from gflow.mdp import Environment, States
+from gflow.mdp import Condition, Environment, States
 
 EMPTY = -1
 """What a place without a token holds: padding before the prompt, and what is still unwritten."""
@@ -163,6 +163,10 @@ class Completions(Environment):
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
         """The prompts in their order, over and over: n copies of s0 where there is one prompt."""
         return self.start(torch.arange(n, device=device) % len(self.prompts))
+
+    def begin(self, condition: Condition, device: torch.device | str = "cpu") -> States:
+        """The prompts whose numbers are the conditions' encoding [n, 1]."""
+        return self.start(condition.encoding[:, 0].to(device))
 
     def start(self, prompt: Tensor) -> States:
         """The states that hold nothing but the prompts numbered `prompt` [n] (of any dtype)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gflow.kernels import draw_noise
-from gflow.mdp.states import States
+from gflow.mdp.states import Condition, States
 
 if TYPE_CHECKING:
     from gflow.mdp.trajectories import Trajectories
@@ -53,6 +53,10 @@ class Environment(ABC):
     @abstractmethod
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
         """`n` copies of the initial state s0."""
+
+    def begin(self, condition: Condition, device: torch.device | str = "cpu") -> States:
+        """Where the trajectories of these conditions start: s0, or the prompt a condition names."""
+        return self.initial(len(condition.inverse_temperature), device)
 
     @abstractmethod
     def step(self, states: States, actions: Tensor) -> States:

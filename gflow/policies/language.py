@@ -194,9 +194,8 @@ class LanguagePolicy(nn.Module):
         exploration: Exploration,
         keep_log_pf: bool,
     ) -> Trajectories:
-        """Completions of the prompts that `condition` names, turn by turn."""
-        env = self.env
-        states = env.start(condition.encoding[:, 0].to(start.data.device))
+        """Completions of the rows in `start`, turn by turn; see `gflow.sampling.rollout`."""
+        env, states = self.env, start
         log_p = torch.zeros(
             states.data.shape, dtype=condition.inverse_temperature.dtype, device=start.data.device
         )

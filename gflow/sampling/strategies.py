@@ -166,7 +166,7 @@ class OnPolicy(Resumable):
         condition, group = self.stream()
         batch = rollout(
             self.policy,
-            self.policy.env.initial(self.batch_size, self.device),
+            self.policy.env.begin(condition, self.device),
             condition.to(self.device),
             self.rollout_generator,
             exploration=self.exploration,

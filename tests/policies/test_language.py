@@ -32,7 +32,7 @@ def draw(policy, n=24, seed=0, exploration=ON_POLICY, dtype=torch.float32):
         n, torch.Generator().manual_seed(seed), dtype
     )
     return rollout(
-        policy, env.initial(n), condition, torch.Generator().manual_seed(seed),
+        policy, env.begin(condition), condition, torch.Generator().manual_seed(seed),
         exploration=exploration, keep_log_pf=True,
     )  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_one_pass_over_rows_is_one_pass_over_all_prefixes(model):
 def test_sampling_with_the_cache_is_sampling_without():
     policy = make()
     batch = draw(policy)
-    start = policy.env.start(batch.condition.encoding[:, 0])
+    start = policy.env.begin(batch.condition)
     assert torch.equal(batch.states[:, 0], start.data)
     plain = rollout(
         ByState(policy), start, batch.condition, torch.Generator().manual_seed(0), keep_log_pf=True
