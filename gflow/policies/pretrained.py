@@ -48,6 +48,8 @@ class PretrainedNetwork(nn.Module):
         ValueError: a model of another kind, or prompts that do not suit it.
     """
 
+    input_dtype = torch.float32
+
     def __init__(
         self,
         model: nn.Module,

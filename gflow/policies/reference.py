@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gflow.mdp import Condition, Heads, States
-
 
 class Anchored(nn.Module):
     """A policy and the reference it is compared with.
@@ -21,7 +19,8 @@ class Anchored(nn.Module):
     no copy: their `reference()` switches the adapters off.
 
     Args:
-        policy: any module satisfying `gflow.mdp.Policy`; the copy shares its environment.
+        policy: any module satisfying `gflow.mdp.Policy`, whose copy shares its environment, or
+            the network inside of one.
         every: `move` moves the reference at every so many calls; 0 freezes it.
         share: how far the reference then moves towards the policy, 1 for all the way. With
             `every=1` it is an exponential moving average with decay 1 - share.
@@ -41,7 +40,8 @@ class Anchored(nn.Module):
                 f"by {share}"
             )
         self.policy, self.every, self.share = policy, every, share
-        self.anchor = copy.deepcopy(policy, {id(policy.env): policy.env}).requires_grad_(False)
+        env = getattr(policy, "env", None)
+        self.anchor = copy.deepcopy(policy, {id(env): env}).requires_grad_(False)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def __getattr__(self, name: str) -> Any:
@@ -56,10 +56,9 @@ class Anchored(nn.Module):
     def _active(self) -> Any:
         return self._modules["anchor" if self._referring else "policy"]
 
-    def forward(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
-        """Heads of the policy, or of the reference inside `reference()`."""
-        heads: Heads = self._active(states, condition, needs)
-        return heads
+    def forward(self, *inputs: Any) -> Any:
+        """What the policy returns, or the reference inside `reference()`."""
+        return self._active(*inputs)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

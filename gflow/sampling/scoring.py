@@ -34,7 +34,9 @@ class Scorer:
 
     Args:
         env: decodes terminal states.
-        oracle: an oracle on states, or a runner around an oracle on objects.
+        oracle: an oracle on states, or a runner around an oracle on objects. One on states whose
+            attribute `conditional` is true is given the conditions too: rewards may depend on
+            what was asked for.
         scalarization: reward vectors and weights to log S.
         listeners: called with every scored batch before failed rows are dropped.
         partial: also set `partial_log_reward`, for objectives that credit unfinished objects.
@@ -72,6 +74,8 @@ class Scorer:
                     self._tell(Scored(batch, objects, error.scores))
                 raise
             rewards = scores.rewards.to(batch.valid.device)
+        elif getattr(self.oracle, "conditional", False):
+            rewards = self.oracle(batch.terminal, batch.condition)  # type: ignore[call-arg]
         else:
             rewards = self.oracle(batch.terminal)
         batch.rewards = rewards
