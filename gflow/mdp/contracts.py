@@ -77,7 +77,9 @@ class Heads(NamedTuple):
 class Policy(Protocol):
     """What the engine asks of a policy; `gflow.policies` holds the usual ones."""
 
-    env: Environment
+    @property
+    def env(self) -> Environment:
+        """The environment it walks."""
 
     def __call__(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
         """Heads for each row; `needs` is among {"log_pf", "log_pb", "log_flow", "energy"}."""

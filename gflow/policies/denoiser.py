@@ -49,6 +49,7 @@ class DenoiserPolicy(nn.Module):
     """
 
     backward = "fixed"
+    null: Tensor
 
     def __init__(
         self,
@@ -226,9 +227,10 @@ class TimeMLP(nn.Module):
             self.point = nn.Linear(size + condition_size, hidden)
             self.time = nn.Sequential(nn.Linear(64, hidden), nn.GELU(), nn.Linear(hidden, hidden))
             behind = [m for _ in range(layers) for m in (nn.GELU(), nn.Linear(hidden, hidden))]
-            self.trunk = nn.Sequential(*behind, nn.GELU(), nn.Linear(hidden, outputs))
-        nn.init.zeros_(self.trunk[-1].weight)
-        nn.init.zeros_(self.trunk[-1].bias)
+            last = nn.Linear(hidden, outputs)
+        self.trunk = nn.Sequential(*behind, nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """[n, outputs]."""
@@ -263,9 +265,10 @@ class GradientGuided(nn.Module):
         super().__init__()
         self.network, self.log_reward, self.clip = network, log_reward, clip
         with seeded_weights(seed):
-            self.scale = nn.Sequential(nn.Linear(64, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        nn.init.zeros_(self.scale[2].weight)
-        nn.init.constant_(self.scale[2].bias, scale)
+            first, last = nn.Linear(64, hidden), nn.Linear(hidden, 1)
+        self.scale = nn.Sequential(first, nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, scale)
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """Predictions; the gradient of the target is a constant for training."""
