@@ -56,10 +56,9 @@ class HyperGrid(Environment):
 
     def step(self, states: States, actions: Tensor) -> States:
         """Raise one coordinate, or stop."""
-        going = ~states.done
-        actions = actions.where(going, self.dim)
+        actions = actions.masked_fill(states.done, self.dim)
         moves = actions.unsqueeze(-1) == numbers(0, self.dim, 1, actions.device)
-        return States(states.data + moves, states.step + going, actions == self.dim)
+        return States(states.data + moves, states.step + ~states.done, actions == self.dim)
 
     def backstep(self, states: States, actions: Tensor) -> States:
         """Take back the stop, or lower one coordinate."""
@@ -70,12 +69,12 @@ class HyperGrid(Environment):
 
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
         """Coordinates below the border, and stop always."""
-        open_up_to = (~states.done * (self.side - 1)).unsqueeze(-1)
+        border, closed = self.side - 1, states.done.unsqueeze(-1)
         if self.stop_at_border:
-            inside = (states.data < self.side - 1).all(-1, keepdim=True)
-            open_up_to = open_up_to * inside
+            closed = closed | (states.data == border).any(-1, keepdim=True)
         # Padded as integers: padded booleans break the compiler's CPU back end.
-        return torch.nn.functional.pad(states.data, (0, 1), value=-1) < open_up_to
+        data = torch.nn.functional.pad(states.data.masked_fill(closed, border), (0, 1), value=-1)
+        return data < border
 
     def backward_mask(self, states: States) -> Tensor:
         """Coordinates above 0 whose lowering gives a point that can go on; or only the stop."""

@@ -130,7 +130,7 @@ class Conditions:
             high = self.inverse_temperature.high
             parts.append(thermometer(inverse_temperature, 0.0, high, TEMPERATURE_BINS))
         empty = inverse_temperature.new_zeros(len(inverse_temperature), 0)
-        encoding = torch.cat([empty, *parts], 1)
+        encoding = torch.cat(parts, 1) if parts else empty
         return Condition(
             encoding, preference if self.with_preference else None, inverse_temperature
         )

@@ -94,9 +94,9 @@ def _check(rewards: Tensor, weights: Tensor, name: str, upper: float | None) -> 
         raise ValueError(
             f"{name}: rewards {tuple(rewards.shape)} and weights {tuple(weights.shape)} differ"
         )
-    bad = ~(rewards >= 0) if upper is None else ~((rewards >= 0) & (rewards <= upper + 1e-6))
-    if bool(bad.any()):
-        row, column = bad.nonzero()[0].tolist()
+    good = rewards >= 0 if upper is None else (rewards >= 0) & (rewards <= upper + 1e-6)
+    if not bool(good.all()):
+        row, column = (~good).nonzero()[0].tolist()
         limits = "at least 0" if upper is None else f"in [0, {upper:g}]"
         raise ValueError(
             f"{name}: reward {rewards[row, column].item():g} (row {row}, column {column}) "

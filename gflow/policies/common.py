@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from gflow.kernels import Categorical
 from gflow.mdp import Environment, States
@@ -33,6 +35,18 @@ def fixed_backward_kernel(
     logits = torch.zeros(n * width, dtype=dtype, device=mask.device)
     logits[legal] = env.log_n_paths(parents).to(dtype)
     return Categorical(logits.view(n, width), mask)
+
+
+def row_starts(n: int, width: int, device: torch.device) -> Tensor:
+    """Where each of `n` rows of `width` entries starts in a flat list, [n]; kept for small steps."""
+    if torch.compiler.is_compiling():
+        return torch.arange(0, n * width, width, device=device)
+    return _kept_starts(n, width, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_starts(n: int, width: int, device: torch.device) -> Tensor:
+    return torch.arange(0, n * width, width, device=device)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gflow.kernels import Categorical
 from gflow.mdp import Condition, Environment, Heads, States
-from gflow.policies.common import BackwardKind, fixed_backward_kernel, seeded_weights
+from gflow.policies.common import BackwardKind, fixed_backward_kernel, row_starts, seeded_weights
 from gflow.policies.log_z import LogZ
 
 
@@ -115,7 +115,8 @@ class _FirstLayer(nn.Module):
         if self.multi_hot:
             ones = self.env.indices(states)
             assert ones is not None
-            x = nn.functional.embedding_bag(ones, self.seen, mode="sum").add_(self.bias)
+            starts = row_starts(*ones.shape, ones.device)
+            x = torch.embedding_bag(self.seen, ones.flatten(), starts)[0].add_(self.bias)
         else:
             x = torch.addmm(self.bias, self.env.observe(states).to(self.bias.dtype), self.seen)
         if self.asked is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gflow.kernels import Kernel
-from gflow.mdp import Condition, Policy, States, Trajectories
+from gflow.mdp import Condition, Environment, Policy, States, Trajectories
 
 BLOCK = 8
 """Steps between two looks at the `done` flags; one look is one host synchronisation."""
@@ -251,9 +251,11 @@ def _assemble(
         actions = redone.view(n, horizon, *redone.shape[1:])
     else:
         data, actions, active = data[:, : horizon + 1], actions[:, :horizon], active[:, :horizon]
-        parents = _flat_states(data[:, :-1], start.step, start.step + lengths)
-        undone = env.backward_action(parents, actions.flatten(0, 1))
-        undone = undone.view(n, horizon, *undone.shape[1:])
+        undone = actions
+        if type(env).backward_action is not Environment.backward_action:
+            parents = _flat_states(data[:, :-1], start.step, start.step + lengths)
+            undone = env.backward_action(parents, actions.flatten(0, 1))
+            undone = undone.view(n, horizon, *undone.shape[1:])
         log_p = None if log_p is None else log_p[:, :horizon]
     return env.record(Trajectories(data, actions, undone, active, condition, log_p))
 

@@ -80,9 +80,9 @@ class Scorer:
             rewards = self.oracle(batch.terminal)
         batch.rewards = rewards
         self._tell(Scored(batch, objects, scores))
-        good = torch.isfinite(rewards).all(-1)
-        if not bool(good.all()):
-            batch = batch.rows(good)
+        finite = torch.isfinite(rewards)
+        if not bool(finite.all()):
+            batch = batch.rows(finite.all(-1))
         assert batch.rewards is not None
         batch.log_reward = log_reward(batch.rewards, batch.condition, self.scalarization)
         if self.partial:
