@@ -36,6 +36,11 @@ def tchebycheff(rewards: Tensor, weights: Tensor) -> Tensor:
     return (1 - (weights * (1 - rewards).abs()).amax(-1)).clamp(min=SMALLEST).log()
 
 
+def log_linear(rewards: Tensor, weights: Tensor) -> Tensor:
+    """sum_k w_k r_k, [n]: the rewards are log-rewards already, of any sign."""
+    return (weights * rewards).sum(-1)
+
+
 def focus(rewards: Tensor, direction: Tensor, limit: float = 0.98, boundary: float = 0.2) -> Tensor:
     """log (sum_k r_k) + log alpha inside a cone around a goal direction, -inf outside, [n].
 
@@ -69,6 +74,7 @@ SCALARIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weighted_log_sum": weighted_log_sum,
     "tchebycheff": tchebycheff,
     "focus": focus,
+    "log_linear": log_linear,
 }
 
 
@@ -80,13 +86,14 @@ def log_reward(
 ) -> Tensor:
     """log R(x given c) = beta * log S_w(r(x)), clamped below at `lowest`, [n].
 
-    Without a preference the rewards are weighed evenly.
+    Without a preference the rewards are weighed evenly. Those of `log_linear` are not clamped.
     """
     weights = condition.preference
     if weights is None:
         weights = torch.full_like(rewards, 1 / rewards.shape[-1])
     beta = condition.inverse_temperature.to(rewards.dtype)
-    return (beta * scalarization(rewards, weights.to(rewards.dtype))).clamp(min=lowest)
+    values = beta * scalarization(rewards, weights.to(rewards.dtype))
+    return values if scalarization is log_linear else values.clamp(min=lowest)
 
 
 def _check(rewards: Tensor, weights: Tensor, name: str, upper: float | None) -> None:

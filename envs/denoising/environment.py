@@ -85,6 +85,7 @@ class Denoising(Environment):
         drawn = forward.s > 0
         drawn[:blank] = False
         self.drawn = drawn
+        self.spread = _spread(forward)
         self._kept: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def only(self, stochastic: Tensor) -> Denoising:
@@ -243,3 +244,11 @@ class Denoising(Environment):
         if key not in self._kept:
             self._kept[key] = getattr(self, name).to(device, dtype)
         return self._kept[key]
+
+
+def _spread(forward: Steps) -> Tensor:
+    """Standard deviation in each state of walks whose predictions are 0, [T + 1]."""
+    variance = [forward.s.new_zeros(())]
+    for a, s in zip(forward.a, forward.s, strict=True):
+        variance.append(a.square() * variance[-1] + s.square())
+    return torch.stack(variance).sqrt()

@@ -28,6 +28,7 @@ from gflow.estimators.sampled import (
     log_z_bounds,
     target_trajectories,
 )
+from gflow.estimators.samples import mode_shares, squared_mmd, wasserstein
 
 __all__ = [
     "Bounds",
@@ -46,10 +47,13 @@ __all__ = [
     "log_probability",
     "log_weights",
     "log_z_bounds",
+    "mode_shares",
     "modes_found",
     "policy_log_pb",
     "reward_test",
+    "squared_mmd",
     "target_trajectories",
     "terminating_distribution",
     "total_variation",
+    "wasserstein",
 ]
