@@ -41,6 +41,9 @@ class Trajectories:
         advantage: [B, T], how much better than expected each step was; no gradient.
         value_old: [B, T], value of the state each transition leaves when the batch was drawn.
         value_target: [B, T], what that value is regressed on.
+        draws: [B, M, ...], random numbers of Monte-Carlo log-probabilities: current, old and
+            reference policy must read the same.
+        mean_old: [B, T, *state_shape], means of Gaussian steps when the batch was drawn.
     """
 
     states: Tensor
@@ -60,6 +63,8 @@ class Trajectories:
     advantage: Tensor | None = None
     value_old: Tensor | None = None
     value_target: Tensor | None = None
+    draws: Tensor | None = None
+    mean_old: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -122,7 +127,7 @@ class Trajectories:
 _PER_STATE = ("states", "partial_log_reward", "clock")
 _PER_STEP = (
     *_PER_STATE, "actions", "backward_actions", "valid", "log_pf_old", "stochastic", "log_pf_ref",
-    "advantage", "value_old", "value_target",
+    "advantage", "value_old", "value_target", "mean_old",
 )  # fmt: skip
 
 
