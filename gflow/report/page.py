@@ -12,27 +12,42 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-_SCRIPTS = ("report.js", "front.js", "panels.js")
+_SCRIPTS = ("common.js", "report.js", "front.js", "panels.js")
 
 
 def render(document: dict[str, Any], drawings: Sequence[str]) -> str:
     """The page: `document` as JSON, `drawings` compressed, plotly.js and everything else inline."""
+    packed = base64.b64encode(zlib.compress(_dump(list(drawings)).encode(), 9)).decode()
+    scripts = [template(name) for name in _SCRIPTS]
+    return fill(template("page.html"), document, scripts, drawings=packed)
+
+
+def fill(page: str, document: dict[str, Any], scripts: Sequence[str], **more: str) -> str:
+    """A page with its placeholders filled: title, style, plotly, script, data and `more`.
+
+    Args:
+        page: HTML with placeholders such as {{title}}.
+        document: what the scripts read; its "title" is the page's.
+        scripts: texts of the scripts, in their order.
+        more: further parts by the name of their placeholder.
+    """
     from plotly.offline import get_plotlyjs
 
     parts = {
         "title": html.escape(document["title"]),
-        "style": _template("style.css"),
+        "style": template("style.css"),
         "plotly": get_plotlyjs(),
-        "script": "\n".join(_template(name) for name in _SCRIPTS),
+        "script": "\n".join(scripts),
         "data": _embed(document),
-        "drawings": base64.b64encode(zlib.compress(_dump(list(drawings)).encode(), 9)).decode(),
+        **more,
     }
     # One pass, so that nothing inside a part is taken for a placeholder.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
 
 
-def _template(name: str) -> str:
-    return (resources.files("gflow.report") / "templates" / name).read_text(encoding="utf-8")
+def template(name: str, package: str = "gflow.report") -> str:
+    """Text of a file among the package's templates."""
+    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")
 
 
 def _embed(value: Any) -> str:

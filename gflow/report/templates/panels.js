@@ -1,10 +1,3 @@
-/** Headline numbers and other facts, as terms of a definition list. */
-function facts(id, entries) {
-  at(id).append(...entries.map((entry) => make("div", {},
-    make("dt", {}, entry.label, entry.note ? make("small", {}, entry.note) : null),
-    make("dd", {}, entry.value))));
-}
-
 /** Tables of the best diverse candidates, one for each preference. */
 const best = {
   start() {
@@ -188,10 +181,7 @@ async function main() {
   card.show(front.members.length ? front.members[Math.floor(front.members.length / 2)] : null);
   best.start();
   await Promise.all([front.start(), drawVolume(), drawCurves()]);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    for (const [id, build] of charts) chart(id, build);
-  });
-  document.title = `ready ${report.title}`;
+  finish();
 }
 
 main();
