@@ -28,6 +28,10 @@ _FLOATS = ("inverse_temperature", "log_reward", "log_pf")
 _APPLICATION = 0x67666C77  # "gflw", in the file's header
 _SCHEMA = 1
 _BUSY_SECONDS = 60.0
+_CHUNK = 4096
+
+FRONT_CAPACITY = 20_000
+"""Most different reward vectors that `CandidateStore.front` tells apart."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -288,12 +292,26 @@ class CandidateStore:
         return stack_rewards(self.candidates(), len(self.rewards))
 
     def front(self) -> list[Candidate]:
-        """The candidates that no other candidate dominates."""
-        from gflow.pareto import non_dominated
+        """The candidates that no other candidate dominates, equal ones included.
 
-        found = self.candidates()
-        keep = non_dominated(stack_rewards(found, len(self.rewards))).tolist()
-        return [candidate for candidate, kept in zip(found, keep, strict=True) if kept]
+        Rows stream through a Pareto archive: a store of any size takes little memory. Of more
+        than `FRONT_CAPACITY` different reward vectors the most crowded are left out.
+        """
+        from gflow.pareto import ParetoArchive
+
+        # No hypervolume is asked for: nothing exceeds this reference point.
+        nowhere = [torch.finfo(torch.float64).max] * len(self.rewards)
+        archive = ParetoArchive(FRONT_CAPACITY, nowhere, dtype=torch.float64)
+        scored = "rewards IS NOT NULL AND oracle_version = ?"
+        rows = self._db.execute(
+            f"SELECT rowid, rewards FROM candidates WHERE {scored}", (self.oracle_version,)
+        )
+        while chunk := rows.fetchmany(_CHUNK):
+            values = torch.tensor([json.loads(text) for _, text in chunk], dtype=torch.float64)
+            archive.add(values, ids=torch.tensor([number for number, _ in chunk]))
+        numbers = json.dumps(archive.ids[archive.mask].tolist())
+        best = "SELECT rewards FROM candidates WHERE rowid IN (SELECT value FROM json_each(?))"
+        return self.candidates(f"{scored} AND rewards IN ({best})", (self.oracle_version, numbers))
 
     @property
     def oracle_calls(self) -> int:

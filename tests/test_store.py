@@ -14,6 +14,7 @@ import torch
 from gflow.export import export, import_objects, read_objects
 from gflow.mdp import Reward
 from gflow.oracles import OracleRunner
+from gflow.pareto import non_dominated
 from gflow.store import CandidateStore, StoreError
 from tests.oracle_zoo import Zoo
 
@@ -67,6 +68,18 @@ def test_failures_are_kept_with_reason_and_out_of_the_front(tmp_path: Path) -> N
         assert [(c.key, c.reason) for c in failed] == [("b", "hang"), ("e", "no value")]
         assert len(store) == store.oracle_calls == 5
         assert store.candidates("step = ?", [0], limit=2)[1].key == "b"
+
+
+def test_front_of_many_rows_with_equal_ones(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randint(0, 300, (9000, 2), generator=generator).double() / 300
+    rewards[::1000] = torch.tensor([0.999, 0.999], dtype=torch.float64)
+    keys = [str(i) for i in range(9000)]
+    with CandidateStore(tmp_path / "c.sqlite", REWARDS) as store:
+        store.add(keys, keys, rewards)
+        front = [int(candidate.key) for candidate in store.front()]
+    assert front == non_dominated(rewards).nonzero().squeeze(1).tolist()
+    assert len(front) >= 9
 
 
 def test_empty_store_has_an_empty_front(tmp_path: Path) -> None:

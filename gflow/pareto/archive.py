@@ -217,10 +217,10 @@ class ParetoArchive:
     def _gains(self, new: Tensor, entered: Tensor, old: Tensor, kept: Tensor) -> Tensor:
         """What each new row [B, k] adds to the archive and to the new rows before it."""
         gains = new.new_zeros(entered.shape)
-        index = _marked(entered)
+        above = self._above(new, entered)
+        index = _marked((above > 0).all(-1))
         if index.shape[1]:
-            above = _rows(self._above(new, entered), index)
-            joint = torch.cat([above, self._above(old, kept)], 1)
+            joint = torch.cat([_rows(above, index), self._above(old, kept)], 1)
             values = gains_in_turn(joint, index.shape[1], self.memory_budget)
             gains.scatter_(1, index, values)
         return gains
