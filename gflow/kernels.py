@@ -195,6 +195,49 @@ class Factored:
         )
 
 
+class Independent:
+    """Independent categorical distributions over A values at each of L places.
+
+    Args:
+        logits: [n, L, A], -inf where a value is illegal.
+    """
+
+    def __init__(self, logits: Tensor):
+        self.shape = logits.shape
+        self.each = Categorical(logits.flatten(0, 1))
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions [n, L] from the noise of L factors."""
+        n, places, _ = self.shape
+        return self.each.sample(noise.reshape(n * places, -1)).view(n, places)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log-probability of each row's action [n, L], the sum over its places, [n]."""
+        return self._summed(self.each.log_prob(action.flatten()))
+
+    def log_probs(self) -> Tensor:
+        """Refused: there are too many actions to list."""
+        raise NotImplementedError("a step at many places at once has no list of actions")
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, [n]."""
+        return self._summed(self.each.entropy())
+
+    def kl(self, other: Kernel) -> Tensor:
+        """KL(self || other) in nats, [n]; both must have the same legal values."""
+        if not isinstance(other, Independent):
+            raise TypeError(f"no divergence to a {type(other).__name__}")
+        return self._summed(self.each.kl(other.each))
+
+    def explore(self, uniform: Tensor | None, temperature: float) -> Independent:
+        """Behaviour kernel: at every place of a row, see `Categorical.explore`."""
+        rows = None if uniform is None else uniform.repeat_interleave(self.shape[1])
+        return Independent(self.each.explore(rows, temperature).logits.view(self.shape))
+
+    def _summed(self, values: Tensor) -> Tensor:
+        return values.view(self.shape[:2]).sum(1)
+
+
 class AffineGaussian:
     """Independent normal distributions around a mean; the action is the point drawn.
 

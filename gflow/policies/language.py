@@ -63,23 +63,14 @@ class LanguagePolicy(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        config: Any = model.config
-        check_vocabulary(env, config)
-        context = getattr(config, "max_position_embeddings", None)
-        if context is not None:
-            env.check_context(int(context))
+        check_vocabulary(env, model, reference)
         self.env, self.flow = env, flow
         self.model: Any = model.eval()
         self.fixed = None if reference is None else reference.eval().requires_grad_(False)
-        if reference is not None and reference.config.vocab_size != config.vocab_size:  # type: ignore[union-attr]
-            raise ValueError(
-                f"the reference scores {reference.config.vocab_size} tokens and the policy "  # type: ignore[union-attr]
-                f"{config.vocab_size}: both must use one tokenizer"
-            )
         self.log_z = PromptLogZ(len(env.prompts))
         if flow:
             with seeded_weights(seed):
-                self.flow_head = nn.Linear(config.hidden_size, 1)
+                self.flow_head = nn.Linear(int(self.model.config.hidden_size), 1)  # type: ignore[union-attr, arg-type]
 
     @classmethod
     def from_pretrained(
@@ -309,20 +300,8 @@ class LanguagePolicy(nn.Module):
         Raises:
             ValueError: the model has no adapters and no fixed model was given.
         """
-        if self.fixed is not None:
-            model = self.model
-            self.model = self.fixed
-            try:
-                yield
-            finally:
-                self.model = model
-        elif hasattr(self.model, "disable_adapter"):
-            with self.model.disable_adapter():
-                yield
-        else:
-            raise ValueError(
-                "this language model has no reference: give it adapters (LoRA) or a fixed model"
-            )
+        with referring(self):
+            yield
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Everything; of a model with adapters only what is trained, for its base is known."""
@@ -343,14 +322,47 @@ class LanguagePolicy(nn.Module):
         return {name for name, value in self.named_parameters() if not value.requires_grad}
 
 
-def check_vocabulary(env: Completions, config: Any) -> None:
-    """Refuse a model that does not score every token of the environment's tokenizer.
+def check_vocabulary(env: Completions, model: Any, reference: Any) -> None:
+    """Refuse models that cannot serve an environment's prompts and tokens.
 
     Raises:
-        ValueError: it scores fewer.
+        ValueError: fewer tokens scored than the tokenizer has, a reference that scores another
+            number of them, or prompts longer than the context.
     """
-    if config.vocab_size < env.vocabulary:
+    n_scored = model.config.vocab_size
+    if n_scored < env.vocabulary:
         raise ValueError(
-            f"the tokenizer has {env.vocabulary} tokens and the model scores only "
-            f"{config.vocab_size}: both must belong together"
+            f"the tokenizer has {env.vocabulary} tokens and the model scores only {n_scored}: "
+            "both must belong together"
+        )
+    if reference is not None and reference.config.vocab_size != n_scored:
+        raise ValueError(
+            f"the reference scores {reference.config.vocab_size} tokens and the policy "
+            f"{n_scored}: both must use one tokenizer"
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None:
+        env.check_context(int(context))
+
+
+@contextmanager
+def referring(policy: Any) -> Iterator[None]:
+    """Exchange a policy's model for its fixed one, or switch its adapters off, for a while.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    if policy.fixed is not None:
+        model, policy.model = policy.model, policy.fixed
+        try:
+            yield
+        finally:
+            policy.model = model
+    elif hasattr(policy.model, "disable_adapter"):
+        with policy.model.disable_adapter():
+            yield
+    else:
+        raise ValueError(
+            "this language model has no reference: give it adapters (LoRA) or a fixed model, or "
+            "wrap it in gflow.policies.reference.Anchored"
         )
