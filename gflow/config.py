@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gflow.training.checkpoint import write_atomically
 from gflow.training.trainer import TrainerSettings
+
+_Settings = TypeVar("_Settings")
 
 BACKWARD = ("uniform", "learned", "paths", "tree")
 
@@ -67,13 +69,16 @@ class SamplingSettings:
     Attributes:
         batch_size: new trajectories per step.
         group_size: trajectories that share one preference and inverse temperature.
-        epsilon: probability of an even choice among legal actions, at each step.
-        temperature: logits of the behaviour policy are divided by it.
+        epsilon: probability of an even choice among legal actions, at each step; none takes 0.1,
+            or 0 where actions are points.
+        temperature: logits of the behaviour policy are divided by it; the variance of the steps
+            of points is multiplied by it.
+        cooling: batches over which epsilon falls to 0 and the temperature to 1; 0 keeps them.
         replay: replayed trajectories added to each batch, 0 for none; none takes the method's
             default.
         replay_capacity: trajectories kept for replay.
-        scalarization: weighted_sum, weighted_log_sum, tchebycheff or focus; none takes the
-            method's default.
+        scalarization: weighted_sum, weighted_log_sum, tchebycheff, focus or log_linear; none
+            takes the method's or the task's default.
         inverse_temperature: exponent of the scalarised reward: a number, or a distribution such
             as uniform:1..32 or gamma:16..1, which the policy then sees; none takes the task's
             or the method's default.
@@ -82,8 +87,9 @@ class SamplingSettings:
 
     batch_size: int = 64
     group_size: int = 1
-    epsilon: float = 0.1
+    epsilon: float | None = None
     temperature: float = 1.0
+    cooling: int = 0
     replay: int | None = None
     replay_capacity: int = 10_000
     scalarization: str | None = None
@@ -96,8 +102,9 @@ class SamplingSettings:
             self,
             batch_size=(self.batch_size >= 1, "at least 1"),
             group_size=(whole, f"a divisor of the batch size {self.batch_size}"),
-            epsilon=(0 <= self.epsilon <= 1, "in [0, 1]"),
+            epsilon=(self.epsilon is None or 0 <= self.epsilon <= 1, "in [0, 1]"),
             temperature=(self.temperature > 0, "positive"),
+            cooling=(self.cooling >= 0, "0 or more"),
             replay=(self.replay is None or self.replay >= 0, "0 or more"),
             replay_capacity=(self.replay_capacity >= 1, "at least 1"),
             concentration=(self.concentration is None or self.concentration > 0, "positive"),
@@ -144,7 +151,8 @@ class RunConfig:
         sampling: where batches come from.
         trainer: learning rates and intervals.
         oracle: how rewards are computed.
-        baseline: compare with random construction at the same number of oracle calls.
+        baseline: compare with random construction at the same number of oracle calls; points
+            have none.
         samples: objects drawn from the trained sampler for each preference of the report.
         known: file of known objects (CSV or SMILES) to report novelty against.
         tensorboard: also write TensorBoard files (needs the extra gflow[log]).
@@ -188,10 +196,7 @@ class RunConfig:
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""
-        import yaml
-
-        text = yaml.safe_dump(asdict(self), sort_keys=False)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        save_settings(self, path)
 
     @staticmethod
     def load(path: Path) -> RunConfig:
@@ -200,35 +205,57 @@ class RunConfig:
         Raises:
             ConfigError: no such file, not YAML, or an unknown setting.
         """
-        import yaml
+        return load_settings(RunConfig(), path)
 
-        if not path.is_file():
-            raise ConfigError(f"{path}: there is no such file, so this is no run folder")
-        try:
-            values = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML ({error})") from error
-        return from_dict(values, str(path))
+
+def save_settings(settings: Any, path: Path) -> None:
+    """Write a dataclass of settings as YAML, atomically."""
+    import yaml
+
+    text = yaml.safe_dump(asdict(settings), sort_keys=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def load_settings(defaults: _Settings, path: Path) -> _Settings:
+    """Read settings written by `save_settings`; what is left out is as in `defaults`.
+
+    Raises:
+        ConfigError: no such file, not YAML, or an unknown setting.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file, so this is no run folder")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+    return filled(defaults, values, str(path))
 
 
 def from_dict(values: dict[str, Any], where: str) -> RunConfig:
     """Settings from nested dictionaries; what is left out keeps its default."""
-    config: RunConfig = _filled(RunConfig(), values, where)
-    return config
+    return filled(RunConfig(), values, where)
 
 
-def _filled(target: Any, values: Any, where: str) -> Any:
+def filled(target: _Settings, values: Any, where: str) -> _Settings:
+    """`target`, a dataclass, with the values of nested dictionaries put in.
+
+    Raises:
+        ConfigError: an unknown setting, or a value that it refuses.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected settings by name, found {type(values).__name__}")
-    known = {item.name for item in fields(target)}
+    known = {item.name for item in fields(target)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(f"{where}: unknown setting {unknown[0]!r}, known are {sorted(known)}")
     changes = {}
     for name, value in values.items():
         old = getattr(target, name)
-        changes[name] = _filled(old, value, f"{where}: {name}") if is_dataclass(old) else value
-    values = {item.name: getattr(target, item.name) for item in fields(target)} | changes
+        changes[name] = filled(old, value, f"{where}: {name}") if is_dataclass(old) else value
+    names = [item.name for item in fields(target)]  # type: ignore[arg-type]
+    values = {name: getattr(target, name) for name in names} | changes
     try:
         return type(target)(**values)
     except ConfigError:
