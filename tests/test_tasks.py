@@ -35,8 +35,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def options(name):
-    """What a task needs to be built here; skips where its file is missing."""
-    return {"path": str(table(FILES[name]))} if name in FILES else {}
+    """What a task needs to be built here, and built quickly; skips where its file is missing."""
+    if name in FILES:
+        return {"path": str(table(FILES[name]))}
+    return {"epochs": "1"} if name == "nas_training" else {}
 
 
 @pytest.mark.parametrize("name", TASKS)

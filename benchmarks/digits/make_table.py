@@ -80,7 +80,9 @@ def trained(path: Path) -> dict[tuple[int, int], float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--progress", type=Path, default=Path("digits.jsonl"))
-    path = parser.parse_args().progress
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    arguments = parser.parse_args()
+    path, seeds = arguments.progress, SEEDS[: arguments.seeds]
     torch.set_num_threads(1)
     cells = list(product(range(len(OPERATIONS)), repeat=len(EDGES)))
     number = classes()
@@ -90,12 +92,12 @@ def main() -> None:
     path.write_text(lines)
     train = Fast(digits())
     with path.open("a") as file:
-        for seed, n in product(SEEDS, sorted(first)):
+        for seed, n in product(seeds, sorted(first)):
             if (n, seed) not in done:
                 done[n, seed] = train(cells[first[n]], seed)
                 file.write(f"{json.dumps([n, seed, done[n, seed]])}\n")
                 file.flush()
-    accuracy = np.array([[done[int(n), seed] for seed in SEEDS] for n in number])
+    accuracy = np.array([[done[int(n), seed] for seed in seeds] for n in number])
     columns = costs(torch.tensor(cells)).numpy()
     np.savez_compressed(
         ROOT / "envs" / "nas" / "data" / "digits.npz",

@@ -4,9 +4,11 @@
 // a convolution needs no cases at its edges and every instruction works on 16 images.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -17,15 +19,30 @@ constexpr int SOURCE[EDGES] = {0, 0, 1, 0, 1, 2}, TARGET[EDGES] = {1, 2, 2, 3, 3
 enum Operation { NONE, SKIP, CONV1, CONV3, POOL };
 typedef float V __attribute__((vector_size(4 * L)));
 
-struct Tensor {
-    int side, channels;
-    V* data = nullptr;
-    std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+// Memory of tensors of one shape, kept for the next network: fresh pages cost more than arithmetic.
+// Their borders are never written, and so stay zero.
+std::map<std::array<int, 3>, std::vector<V*>> spare;
 
-    Tensor(int side, int blocks, int channels = C) : side(side), channels(channels) {
-        size_t bytes = sizeof(V) * blocks * channels * (side + 2) * (side + 2);
-        memory.reset(std::calloc(bytes + 64, 1));
-        data = reinterpret_cast<V*>((reinterpret_cast<size_t>(memory.get()) + 63) / 64 * 64);
+struct Tensor {
+    int side, channels, blocks;
+    V* data;
+
+    Tensor(int side, int blocks, int channels = C) : side(side), channels(channels), blocks(blocks) {
+        std::vector<V*>& known = spare[{side, channels, blocks}];
+        if (known.empty()) {
+            size_t bytes = sizeof(V) * blocks * channels * (side + 2) * (side + 2);
+            known.push_back(static_cast<V*>(std::aligned_alloc(64, bytes)));
+            std::memset(static_cast<void*>(known.back()), 0, bytes);
+        }
+        data = known.back();
+        known.pop_back();
+    }
+    Tensor(Tensor&& other)
+        : side(other.side), channels(other.channels), blocks(other.blocks), data(other.data) {
+        other.data = nullptr;
+    }
+    ~Tensor() {
+        if (data) spare[{side, channels, blocks}].push_back(data);
     }
     // First pixel of row y, without the border.
     V* row(int block, int c, int y) const {
@@ -273,7 +290,7 @@ extern "C" void train(const int* operations, const float* images, const int* lab
     int blocks = n / L, seen = n_seen / L;
     std::vector<float> gradients(n_weights), velocity(n_weights);
     float *w = weights, *g = gradients.data();
-    Tensor pixels(8, blocks, 1), stem_work(8, batch / L);
+    Tensor pixels(8, blocks, 1), stem_work(8, blocks);
     Convolution stem(3, 1, 8, blocks, w, g);
     w += stem.size(), g += stem.size();
     Cell first(operations, 8, blocks, w, g), second(operations, 4, blocks, w, g);

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gflow.envs.sequences.kmers import e_scores, factor_file
 from gflow.envs.sequences.orders import AppendSequences
 from gflow.envs.tables import TableOracle, column, read_columns, rescaled
 from gflow.mdp import Reward
@@ -33,30 +34,38 @@ def tf_binding(
     `DNA` of length 8. (Barrera et al., 2016, doi 10.1126/science.aad2257.)
 
     Args:
-        path: Parquet file with the column `sequence` and one column per factor.
+        path: Parquet file with the column `sequence` and one column per factor; or a folder of
+            text tables, see `gflow.envs.sequences.kmers`, one file per factor called FACTOR.txt
+            or FACTOR_anything.txt.
         bind: factors to bind.
         avoid: factors not to bind.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no factor, one named twice, one the file lacks, or missing, repeated or
-            malformed rows.
+        ValueError: no factor, one named twice, one without a column or file, or missing, repeated
+            or malformed rows.
     """
     factors = [*bind, *avoid]
     if not factors or len(set(factors)) < len(factors):
         raise ValueError(f"name at least one factor, and each once, not {factors}")
-    table = read_columns(path, ["sequence", *factors])
+    env = AppendSequences(DNA, 8)
+    if Path(path).is_dir():
+        words = env.decode(env.all_terminal_states())
+        scores = {factor: e_scores(factor_file(path, factor)) for factor in factors}
+    else:
+        table = read_columns(path, ["sequence", *factors])
+        words = table["sequence"]
+        scores = {factor: column(table[factor]) for factor in factors}
     rewards, columns = [], []
     for factor in factors:
         shunned = factor in avoid
-        scaled = rescaled(column(table[factor]))
+        scaled = rescaled(scores[factor])
         columns.append(1 - scaled if shunned else scaled)
         verb = "avoid" if shunned else "bind"
         rewards.append(
             Reward(f"{verb} {factor}", flipped=shunned, description="E-score scaled to [0, 1]")
         )
-    env = AppendSequences(DNA, 8)
-    return TableOracle(env, table["sequence"], torch.stack(columns, 1), tuple(rewards), path)
+    return TableOracle(env, words, torch.stack(columns, 1), tuple(rewards), path)
 
 
 def qm9_blocks(path: str | Path, floor: float = 1e-3) -> TableOracle:

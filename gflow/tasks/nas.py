@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from .registry import Task, data_file, flat_policy, register
+from .registry import Task, data_file, flat_policy, names, register
 
 
 @register
-def nas_bench_201(path: str = "", dataset: str = "cifar10", split: str = "test") -> Task:
+def nas_bench_201(
+    path: str = "", dataset: str = "cifar10", split: str = "test", epochs: int = 12
+) -> Task:
     """Network cells: accuracy after 12 epochs against FLOPs and parameters.
 
     Args:
-        path: nas_bench_201.parquet; by default that in the folder GFLOW_DATA.
+        path: nas_bench_201.parquet, by default that in the folder GFLOW_DATA; or a file of the
+            package nats_bench.
         dataset: cifar10, cifar100 or imagenet16.
         split: test or val.
+        epochs: 12, or 200 with a file of nats_bench.
     """
     from gflow.envs.nas import NASCell
     from gflow.envs.nas.oracle import nas_bench_201
 
     env = NASCell()
-    oracle = nas_bench_201(data_file(path, "nas_bench_201.parquet"), dataset, split)
+    oracle = nas_bench_201(data_file(path, "nas_bench_201.parquet"), dataset, split, epochs)
     return Task(env, oracle, flat_policy(env))
+
+
+@register
+def nas_training(
+    rewards: str = "accuracy,multiply_adds,depth", epochs: int = 10, seed: int = 0
+) -> Task:
+    """Network cells trained on digits when they are asked for: a slow oracle that is real.
+
+    Args:
+        rewards: accuracy, multiply_adds, parameters, depth, separated by commas.
+        epochs: how long each is trained.
+        seed: of the networks' weights and batches.
+    """
+    from gflow.envs.nas import NASCell
+    from gflow.envs.nas.digits import DigitsTraining, representative
+
+    env = NASCell()
+    oracle = DigitsTraining(names(rewards), epochs, seed)
+    return Task(env, oracle, flat_policy(env), key=representative)

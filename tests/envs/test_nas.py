@@ -1,6 +1,8 @@
 """The NAS-Bench-201 cell, its costs and its accuracies."""
 
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -142,3 +144,86 @@ def test_bad_tables(env, tmp_path):
 
 def test_order_of_setting_edges_does_not_matter(env):
     assert float(env.log_n_paths(env.encode([FIRST]))) == pytest.approx(math.log(720))
+
+
+class FakeNats:
+    """The three calls of nats_bench that are needed; accuracies are the cell's number."""
+
+    def __init__(self, cells):
+        self.cells = {cell: number for number, cell in enumerate(cells)}
+
+    def query_index_by_arch(self, cell):
+        return self.cells.get(cell, -1)
+
+    def get_more_info(self, index, dataset, hp, is_random):
+        assert is_random is False
+        shift = {"cifar10": 0, "cifar10-valid": 1, "cifar100": 2, "ImageNet16-120": 3}[dataset]
+        known = {"test-accuracy": index / 200 + shift + int(hp) / 100}
+        if dataset != "cifar10":
+            known["valid-accuracy"] = index / 200 + shift
+        return known
+
+
+class TestNatsBench:
+    @pytest.fixture
+    def nats(self, env, monkeypatch, tmp_path):
+        """A folder that a stand-in for nats_bench opens."""
+        api = FakeNats(reversed(env.decode(env.all_terminal_states())))
+        module = types.ModuleType("nats_bench")
+
+        def create(path, space, fast_mode, verbose):
+            assert (path, space, fast_mode, verbose) == (str(tmp_path), "tss", True, False)
+            return api
+
+        module.create = create
+        monkeypatch.setitem(sys.modules, "nats_bench", module)
+        return api
+
+    def test_accuracies_of_both_schedules(self, env, nats, tmp_path):
+        first, last = 0, 15_624
+        states = env.all_terminal_states()
+        for dataset, split, epochs, low in [
+            ("cifar10", "test", 12, 0.12),
+            ("cifar10", "test", 200, 2.0),
+            ("cifar10", "val", 12, 1.0),
+            ("imagenet16", "test", 200, 5.0),
+            ("cifar100", "val", 12, 2.0),
+        ]:
+            oracle = nas_bench_201(tmp_path, dataset, split, epochs)
+            accuracy = 100 * oracle(states)[:, 0]
+            assert float(accuracy[last]) == pytest.approx(low)
+            assert float(accuracy[first]) == pytest.approx(low + last / 200)
+            assert f"after {epochs} epochs" in oracle.rewards[0].description
+
+    def test_a_lost_cell_or_accuracy_is_named(self, nats, tmp_path):
+        del nats.cells[uniform(0)]
+        with pytest.raises(ValueError, match=r"no cell '\|none~0\|"):
+            nas_bench_201(tmp_path)
+        nats.cells[uniform(0)] = 0
+        nats.get_more_info = lambda *_, **__: {"test-accuracy": None}
+        with pytest.raises(ValueError, match=r"no test-accuracy of .* on cifar10, 12 epochs"):
+            nas_bench_201(tmp_path)
+
+    def test_epochs_that_are_not_there(self, tmp_path):
+        with pytest.raises(ValueError, match="12, or 200 with a file of nats_bench, not 90"):
+            nas_bench_201(tmp_path, epochs=90)
+        with pytest.raises(ValueError, match="12, or 200 with a file of nats_bench, not 200"):
+            nas_bench_201(tmp_path / "t.parquet", epochs=200)
+
+    def test_without_the_package(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "nats_bench", None)
+        with pytest.raises(ImportError, match=r"needs nats_bench: .*pip install nats_bench"):
+            nas_bench_201(tmp_path)
+
+    def test_what_nats_bench_refuses(self, nats, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no file .*NATS\.pickle\.pbz2"):
+            nas_bench_201(tmp_path / "NATS.pickle.pbz2")
+        (tmp_path / "other").mkdir()
+        with pytest.raises(ValueError, match="is no topology file of nats_bench"):
+            nas_bench_201(tmp_path / "other")
+
+
+def test_without_a_reader_of_tables(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"needs pyarrow: .*gflow\[data\]"):
+        nas_bench_201(tmp_path / "t.parquet")
