@@ -208,6 +208,7 @@ class CandidateStore:
         log_pf: Tensor | None = None,
         source: str = "policy",
         step: int = 0,
+        replace: bool = False,
     ) -> int:
         """Store a batch of n objects in one transaction; known ones are counted up.
 
@@ -222,6 +223,7 @@ class CandidateStore:
             log_pf: [n], log-probability of each trajectory.
             source: where the batch came from.
             step: training step.
+            replace: rewards and failures known before give way to these.
 
         Returns:
             How many objects the store had not met before.
@@ -247,7 +249,7 @@ class CandidateStore:
                 "SELECT count(*) FROM candidates WHERE key IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(keys)),),
             ).fetchone()
-            numbers = {} if rewards is None else self._number(keys)
+            numbers = {} if rewards is None else self._number(keys, replace)
             # Only the first of equal rows was an oracle call.
             rows = [row | {"oracle_call": numbers.pop(row["key"], None)} for row in rows]
             self._db.executemany(_UPSERT, rows)
@@ -344,9 +346,9 @@ class CandidateStore:
             raise
         self._db.execute("COMMIT")
 
-    def _number(self, keys: Sequence[str]) -> dict[str, int]:
+    def _number(self, keys: Sequence[str], replace: bool) -> dict[str, int]:
         """Running numbers of the oracle calls that this batch took."""
-        known = self.lookup(keys)
+        known = {} if replace else self.lookup(keys)
         fresh = dict.fromkeys(key for key in keys if key not in known)
         calls = self.oracle_calls
         return {key: calls + place for place, key in enumerate(fresh, 1)}
