@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -46,16 +47,17 @@ _WINDOWS = {
     "rings": _Window(rdMolDescriptors.CalcNumRings, "", 1.0, 1e-5, "number of rings", "2..4"),
 }
 _PLAIN = ("qed", "sa", "sp3")
-NAMES = (*_PLAIN, *_WINDOWS, "similar")
+NAMES = (*_PLAIN, *_WINDOWS, "similar", "guacamol", "seh")
 """Rewards that need no code; "similar" takes a SMILES, "logp" and the like a range."""
 
 
 class _Component(NamedTuple):
-    """One column: its meaning, and a function of an RDKit molecule or of a list of SMILES."""
+    """One column: its meaning, and a function of a molecule, of several, or of their SMILES."""
 
     reward: Reward
     seconds: float
     of_mol: Callable[[Any], float] | None = None
+    of_mols: Callable[[list[Any]], Sequence[float]] | None = None
     of_list: Callable[[list[str]], Any] | None = None
     version: str = ""
 
@@ -88,7 +90,10 @@ class MoleculeOracle:
         `qed` (Bickerton 2012), `sa` ((10 - SA score) / 9, Ertl 2009), `sp3` (fraction of sp3
         carbons), all in 0..1; windows `logp:1..4`, `tpsa:40..90`, `mw:200..450`, `rings:2..4`: 1
         inside, exp(-(d / width)^2 / 2) at a distance d outside, with widths 1, 20 Å², 50 Da and 1;
-        `similar:SMILES`, Tanimoto similarity of Morgan counts of radius 2; and
+        `similar:SMILES`, Tanimoto similarity of Morgan counts of radius 2; `guacamol:TASK`, the
+        components of a GuacaMol task (see `gflow.envs.molecules.guacamol`), or
+        `guacamol:TASK:score`, their published mean; `seh:FILE`, the sEH proxy with the weights of
+        a file; and
         `package.module:function`, your own function of a list of n SMILES that returns n numbers,
         larger being better. They must lie in 0..1 unless the function carries attributes `low` and
         `high`; `unit`, `description` and `seconds` are read likewise.
@@ -111,6 +116,8 @@ class MoleculeOracle:
             column = torch.full((len(smiles),), math.nan, dtype=torch.float64)
             if part.of_mol is not None:
                 values = [part.of_mol(mols[row]) for row in readable]
+            elif part.of_mols is not None:
+                values = list(part.of_mols([mols[row] for row in readable]))
             else:
                 values = _call(part, [smiles[row] for row in readable])
             column[readable] = torch.tensor(values, dtype=torch.float64)
@@ -138,16 +145,24 @@ def _components(specification: str) -> tuple[_Component, ...]:
     for entry in entries:
         if entries.count(entry) > 1:
             raise ValueError(f"reward {entry!r} is asked for twice")
-        part = _component(entry)
-        name, taken = part.reward.name, {other.reward.name for other in parts}
-        numbered = (f"{name}_{i}" for i in range(2, len(entries) + 1))
-        unique = next(x for x in (name, *numbered) if x not in taken)
-        parts.append(part._replace(reward=part.reward._replace(name=unique)))
+        for part in _parts(entry):
+            name, taken = part.reward.name, {other.reward.name for other in parts}
+            numbered = (f"{name}_{i}" for i in itertools.count(2))
+            unique = next(x for x in itertools.chain((name,), numbered) if x not in taken)
+            parts.append(part._replace(reward=part.reward._replace(name=unique)))
     return tuple(parts)
+
+
+def _parts(entry: str) -> list[_Component]:
+    """The columns of an entry."""
+    name, _, argument = entry.partition(":")
+    return _guacamol(argument) if name == "guacamol" else [_component(entry)]
 
 
 def _component(entry: str) -> _Component:
     name, colon, argument = entry.partition(":")
+    if name == "seh":
+        return _seh(argument)
     if name in _WINDOWS:
         return _window(name, argument)
     if name == "similar":
@@ -229,6 +244,51 @@ _SP3 = _Component(
     1e-5,
     rdMolDescriptors.CalcFractionCSP3,
 )
+
+
+def _guacamol(argument: str) -> list[_Component]:
+    from gflow.envs.molecules.guacamol import guacamol_task
+
+    name, colon, what = argument.partition(":")
+    task = guacamol_task(name)
+    if what not in ("", "score") or (colon and not what):
+        raise ValueError(
+            f"reward 'guacamol:{argument}': say guacamol:{name} or guacamol:{name}:score"
+        )
+    if what:
+        reward = Reward(name, description=f"GuacaMol score of {name}")
+        return [_Component(reward, sum(part.seconds for part in task.parts), task.score)]
+    return [
+        _Component(Reward(part.name, description=part.description), part.seconds, part.of_mol)
+        for part in task.parts
+    ]
+
+
+_LARGEST_SEH = 1.5
+_SEH_CHUNK = 128
+
+
+def _seh(path: str) -> _Component:
+    from gflow.envs.molecules.seh import SEHProxy, file_digest, graph_of
+
+    if not path:
+        raise ValueError("reward 'seh' needs a file of weights, as in seh:weights.npz")
+    proxy = SEHProxy.load(path)
+
+    def values(mols: list[Any]) -> list[float]:
+        graphs = [graph_of(mol) for mol in mols]
+        known = [row for row, graph in enumerate(graphs) if graph is not None]
+        rewards = [math.nan] * len(mols)
+        for start in range(0, len(known), _SEH_CHUNK):
+            rows = known[start : start + _SEH_CHUNK]
+            scores = proxy([graph for row in rows if (graph := graphs[row]) is not None]) / 8
+            for row, score in zip(rows, scores.clamp(1e-4, _LARGEST_SEH).tolist(), strict=True):
+                rewards[row] = score
+        return rewards
+
+    what = "sEH docking proxy / 8 (Bengio et al., 2021)"
+    reward = Reward("seh", high=_LARGEST_SEH, description=what)
+    return _Component(reward, 1.2e-3, of_mols=values, version=f"seh {file_digest(path)}")
 
 
 def _user_function(module: str, name: str) -> _Component:
