@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gflow.envs.common import numbers, with_last
-from gflow.mdp import Condition, Environment, States
+from gflow.mdp import Condition, Environment, States, Trajectories
 
 EMPTY = -1
 """What a place without a token holds: padding before the prompt, and what is still unwritten."""
@@ -72,7 +72,8 @@ class Completions(Environment):
     A state is a row of `prompt_width + max_new_tokens` places. The policy's own tokens stand as
     their number v, those of the environment (the prompt, and replies such as the results of
     tools) as -2 - v, and `EMPTY` is a place without a token. So a row alone says which tokens were
-    decisions; replies arrive within the transition that ends a turn and are no decisions.
+    decisions. Behind a turn that may be answered the next transition is the environment's: it
+    writes the reply, or ends the episode without one, whatever the action.
 
     Args:
         tokenizer: text to tokens and back, see `Tokenizer`.
@@ -194,25 +195,45 @@ class Completions(Environment):
         return States(data, (data >= 0).sum(1), done)
 
     def step(self, states: States, actions: Tensor) -> States:
-        """Write a token; the end-of-text token ends the turn."""
-        going = ~states.done
-        place = self.next_place(states.data).unsqueeze(1)
+        """Write a token, or the reply to the turn that ended."""
+        place = self.next_place(states.data)
+        awaiting = self.awaiting(states)
         column = numbers(0, self.state_shape[0], 1, states.data.device)
-        here = (column == place) & going.unsqueeze(1)
+        writing = ~states.done & ~awaiting
+        here = (column == place.unsqueeze(1)) & writing.unsqueeze(1)
         data = torch.where(here, actions.unsqueeze(1), states.data)
-        full = place.squeeze(1) + 1 >= self.state_shape[0]
-        ended = going & (actions == self.end)
-        moved = States(data, states.step + going, states.done | ended | full & going)
-        return moved if self.reply is None else self.answer(moved, ended & ~full)
+        over = (actions == self.end) & ~self._asked(data).gather(
+            1, place.clamp(max=self.state_shape[0] - 1).unsqueeze(1)
+        ).squeeze(1)
+        full = place + 1 >= self.state_shape[0]
+        moved = States(data, states.step + ~states.done, states.done | writing & (over | full))
+        return moved if self.reply is None else self._answered(moved, awaiting, place)
 
-    def answer(self, states: States, ended: Tensor) -> States:
-        """Write the replies to rows whose turn just `ended` [n] bool; the others rest.
+    def after_turn(self, data: Tensor) -> States:
+        """Rows [n, W] whose turns are over, with the replies of the environment."""
+        asked = self._asked(data)
+        place = self.next_place(data)
+        last = (place - 1).unsqueeze(1)
+        waiting = asked.gather(1, last).squeeze(1)
+        step = (data >= 0).sum(1) + asked.sum(1)
+        moved = States(data, step, ~waiting)
+        return moved if self.reply is None else self._answered(moved, waiting, place)
 
-        An episode goes on where there is a reply, another turn, and room for both.
-        """
+    def awaiting(self, states: States) -> Tensor:
+        """Rows whose turn is over and may be answered, [n] bool."""
+        last = (self.next_place(states.data) - 1).clamp(min=0).unsqueeze(1)
+        return (states.data.gather(1, last).squeeze(1) == self.end) & ~states.done
+
+    def _asked(self, data: Tensor) -> Tensor:
+        """The ends of turns that may be answered: another turn and room are left, [n, W] bool."""
+        ends = data == self.end
+        column = numbers(0, self.state_shape[0], 1, data.device)
+        return ends & (ends.cumsum(1) < self.max_turns) & (column < self.state_shape[0] - 1)
+
+    def _answered(self, states: States, awaiting: Tensor, places: Tensor) -> States:
+        """The rows `awaiting` [n] bool with their replies at `places` [n], or done without."""
         assert self.reply is not None
-        turns = (states.data == self.end).sum(1)
-        rows = (ended & (turns < self.max_turns)).nonzero().squeeze(1)
+        rows = awaiting.nonzero().squeeze(1)
         if not len(rows):
             return states
         try:
@@ -225,30 +246,37 @@ class Completions(Environment):
             raise RuntimeError(
                 f"the reply function returned {len(replies)} replies to {len(rows)} turns"
             )
-        data, done = states.data.clone(), states.done.clone()
-        places = self.next_place(data)[rows].tolist()
-        for row, place, text in zip(rows.tolist(), places, replies, strict=True):
-            if text is None:
-                continue
-            tokens = self.tokenizer.encode(text, add_special_tokens=False)
-            if place + len(tokens) < self.state_shape[0]:
-                written = data.new_tensor([-2 - v for v in tokens])
-                data[row, place : place + len(tokens)] = written
+        data, done = states.data.clone(), states.done | awaiting
+        for row, place, text in zip(rows.tolist(), places[rows].tolist(), replies, strict=True):
+            tokens = [] if text is None else self.tokenizer.encode(text, add_special_tokens=False)
+            # Without a word to answer, or room for one of the policy's own, the episode ends.
+            if tokens and place + len(tokens) < self.state_shape[0]:
+                data[row, place : place + len(tokens)] = data.new_tensor([-2 - v for v in tokens])
                 done[row] = False
         return States(data, states.step, done)
 
     def backstep(self, states: States, actions: Tensor) -> States:
-        """Take back the last token the policy wrote, and what followed it."""
+        """Take back the reply, or else the last token the policy wrote."""
         started = states.step > 0
-        order = (states.data >= 0).cumsum(1)
-        last = (order >= states.step.unsqueeze(1)) & started.unsqueeze(1)
-        data = torch.where(last, EMPTY, states.data)
+        own = states.data >= 0
+        order = own.long().cumsum(1)
+        behind = order >= order[:, -1:]
+        # The last own token goes, unless the environment's move came after it.
+        taken = behind & (~own | ~self._replied(states).unsqueeze(1)) & started.unsqueeze(1)
+        data = torch.where(taken, EMPTY, states.data)
         return States(data, states.step - started.long(), states.done & ~started)
 
+    def _replied(self, states: States) -> Tensor:
+        """Rows whose last transition was the environment's, [n] bool."""
+        own = (states.data >= 0).sum(1)
+        asked = self._asked(states.data)
+        last = (states.data >= 0).long().cumsum(1).argmax(1, keepdim=True)
+        return asked.gather(1, last).squeeze(1) & (states.step == own + asked.sum(1))
+
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
-        """Every token; the last one stands for rest in finished rows."""
+        """Every token; in finished and in awaiting rows only the last, which writes nothing there."""
         every = torch.ones(states.n, self.vocabulary, dtype=torch.bool, device=states.data.device)
-        return with_last(every, states.done)
+        return with_last(every, states.done | self.awaiting(states))
 
     def backward_mask(self, states: States) -> Tensor:
         """The one move back, [n, 1]."""
@@ -259,9 +287,10 @@ class Completions(Environment):
         return torch.zeros_like(actions)
 
     def forward_action(self, states: States, actions: Tensor) -> Tensor:
-        """The last token of the policy in the children `states`; any in initial ones."""
-        place = (states.data >= 0).int().cumsum(1).argmax(1, keepdim=True)
-        return states.data.gather(1, place).squeeze(1).clamp(min=0)
+        """The last token of the policy in the children `states`, or what stands for a reply."""
+        place = (states.data >= 0).long().cumsum(1).argmax(1, keepdim=True)
+        token = states.data.gather(1, place).squeeze(1).clamp(min=0)
+        return torch.where(self._replied(states), self.vocabulary - 1, token)
 
     def log_n_paths(self, states: States) -> Tensor:
         """Zero: one path leads to each row; [n] float64."""
@@ -275,29 +304,21 @@ class Completions(Environment):
         """The first place without a token behind those of rows [n, W], [n]."""
         return self.prompt_width + (data[:, self.prompt_width :] != EMPTY).sum(1)
 
-    def history(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """How finished rows [n, W] came about, one token of the policy after the other.
-
-        Returns:
-            States [n, T + 1, W], actions [n, T] and where those are real, [n, T] bool; T is the
-            largest number of tokens a policy wrote.
-        """
-        own = data >= 0
-        order = own.cumsum(1)
-        lengths = order[:, -1:]
+    def history(self, data: Tensor, condition: Condition) -> Trajectories:
+        """The trajectories that led to finished rows [n, W]; only own tokens are `stochastic`."""
+        own, asked = data >= 0, self._asked(data)
+        # Counted in transitions: own tokens appear with theirs, a reply with the one behind.
+        appears = own.long().cumsum(1) + asked.long().cumsum(1) - asked.long()
+        lengths = own.sum(1) + asked.sum(1)
         column = torch.arange(int(lengths.max()) + 1, device=data.device)
-        shown = order.unsqueeze(1) <= column.unsqueeze(1)
-        valid = column[:-1] < lengths
-        # The k-th own token stands in column k - 1.
-        target = torch.where(own, order - 1, valid.shape[1])
-        actions = data.new_zeros(len(data), valid.shape[1] + 1).scatter(1, target, data)
-        return torch.where(shown, data.unsqueeze(1), EMPTY), actions[:, :-1], valid
-
-    def turns(self, data: Tensor) -> Tensor:
-        """Number of the turn each of the policy's tokens in rows [n, W] belongs to, [n, T]."""
-        _, actions, valid = self.history(data)
-        ends = (actions == self.end) & valid
-        return ends.cumsum(1) - ends.long()
+        states = torch.where(appears.unsqueeze(1) <= column[:, None], data.unsqueeze(1), EMPTY)
+        valid = column[:-1] < lengths.unsqueeze(1)
+        place = torch.where(own, appears - 1, valid.shape[1])
+        wide = data.new_full((len(data), valid.shape[1] + 1), EMPTY).scatter(1, place, data)
+        written = wide[:, :-1] >= 0
+        actions = torch.where(written, wide[:, :-1], self.vocabulary - 1)
+        back = torch.zeros_like(actions)
+        return Trajectories(states, actions, back, valid, condition, stochastic=written)
 
     def decode(self, states: States) -> list[Completion]:
         """The completions so far."""

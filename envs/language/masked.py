@@ -17,10 +17,10 @@ class MaskedCompletions(Completions):
 
     Time, the share of places that are masked on average, falls from 1 to 0 (Simple and Effective
     Masked Diffusion Language Models, 2024, arXiv 2406.07524; Large Language Diffusion Models, 2025,
-    arXiv 2502.09992). A state is a row as in `Completions` where `EMPTY` behind the prompt is a mask. An action holds
-    for each place a token to reveal, or V to leave it; a move back holds 1 for each place to mask
-    again, and 0 elsewhere. A completion ends with its first end-of-text token; what stands behind
-    that is not part of it.
+    arXiv 2502.09992). A state is a row as in `Completions`, where `EMPTY` behind the prompt is a
+    mask. An action holds for each place a token to reveal, or V to leave it; a move back holds 1
+    for each place to mask again, and 0 elsewhere. A completion ends with its first end-of-text
+    token; what stands behind that is not part of it.
 
     Args:
         tokenizer: text to tokens and back.

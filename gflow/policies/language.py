@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,7 @@ class LanguagePolicy(nn.Module):
     def evaluate(self, batch: Trajectories, needs: frozenset[str]) -> Evaluation:
         """All steps of all rows in one pass over the finished rows, see `gflow.mdp.evaluate`."""
         ends, valid = batch.terminal, batch.valid
+        decided = valid if batch.stochastic is None else valid & batch.stochastic
         tokens, attended = self.env.observe(ends)
         used = attended.any(0).nonzero()
         shown = slice(int(used[0]), int(used[-1]) + 1)
@@ -159,7 +161,7 @@ class LanguagePolicy(nn.Module):
         chosen = logits[row, column - 1 - first]
 
         def steps(values: Tensor) -> Tensor:
-            return values.new_zeros(valid.shape).masked_scatter(valid, values)
+            return values.new_zeros(valid.shape).masked_scatter(decided, values)
 
         taken = tokens[:, shown][row, column]
         log_pf = steps(-nn.functional.cross_entropy(chosen, taken, reduction="none"))
@@ -207,16 +209,15 @@ class LanguagePolicy(nn.Module):
             log_p[going] = nn.functional.pad(log_p[going], (0, 1)).scatter(1, column, scores)[
                 :, :-1
             ]
-            states = States(rows, (rows >= 0).sum(1), torch.ones_like(states.done))
-            if env.reply is not None:
-                ended = torch.zeros_like(states.done)
-                ended[going] = (written == env.end).any(1)
-                states = env.answer(states, ended)
-        history, actions, valid = env.history(states.data)
-        kept = None
-        if keep_log_pf:
-            kept = log_p.new_zeros(valid.shape).masked_scatter(valid, log_p[states.data >= 0])
-        return Trajectories(history, actions, torch.zeros_like(actions), valid, condition, kept)
+            states = env.after_turn(rows)
+        batch = env.history(states.data, condition)
+        if not keep_log_pf:
+            return batch
+        assert batch.stochastic is not None
+        kept = log_p.new_zeros(batch.valid.shape)
+        return replace(
+            batch, log_pf_old=kept.masked_scatter(batch.stochastic, log_p[states.data >= 0])
+        )
 
     def _generate(
         self,

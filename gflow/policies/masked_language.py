@@ -163,15 +163,15 @@ class MaskedLikelihood(nn.Module):
         """Completions by unmasking, with the draws that estimate their log-probabilities."""
         env, device = self.env, start.data.device
         ends = rollout(self.policy, start, condition, generator, exploration=exploration).terminal
-        states, actions, valid = env.history(env.up_to_end(ends.data))
+        batch = env.history(env.up_to_end(ends.data), condition)
         if self.estimator == "elbo":
-            shape = (len(valid), len(self.times), env.length)
+            shape = (batch.n, len(self.times), env.length)
         else:
-            shape = (len(valid), 1, env.prompt_width)
+            shape = (batch.n, 1, env.prompt_width)
         draws = torch.rand(
             shape, generator=generator, dtype=condition.inverse_temperature.dtype, device=device
         )
-        batch = Trajectories(states, actions, actions, valid, condition, draws=draws)
+        batch = replace(batch, draws=draws)
         if not keep_log_pf:
             return batch
         with torch.no_grad():

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from gflow.conditions import PromptConditions
 from gflow.envs.language import Completion, Completions, Prompt
 from gflow.envs.language.arithmetic import (
     arithmetic_rewards,
@@ -85,12 +86,15 @@ def test_a_history_is_what_steps_make():
     env = letters()
     rows = [write(env, 0, 5, env.end), write(env, 1, 7, 8, 9, 4), write(env, 1, env.end)]
     data = torch.cat([states[-1].data for states in rows])
-    states, actions, valid = env.history(data)
-    assert valid.sum(1).tolist() == [2, 4, 1] and actions.shape == (3, 4)
-    assert actions[0, :2].tolist() == [5, env.end] and actions[1].tolist() == [7, 8, 9, 4]
+    condition = PromptConditions(2).make(torch.tensor([0, 1, 1]), torch.float32)
+    batch = env.history(data, condition)
+    assert batch.lengths.tolist() == [2, 4, 1] and batch.actions.shape == (3, 4)
+    assert batch.actions[0, :2].tolist() == [5, env.end]
+    assert batch.actions[1].tolist() == [7, 8, 9, 4]
+    assert torch.equal(batch.stochastic, batch.valid)
     for i, row in enumerate(rows):
         for t in range(5):
-            assert torch.equal(states[i, t], row[min(t, len(row) - 1)].data[0])
+            assert torch.equal(batch.states[i, t], row[min(t, len(row) - 1)].data[0])
 
 
 def test_completed_texts():
@@ -116,24 +120,36 @@ def conversation(**settings):
 
 
 def ask(env, prompt, *turns):
-    tokens = [t for turn in turns for t in (*env.tokenizer.encode(turn), env.end)]
-    return write(env, prompt, *tokens)
+    """The states on the way; behind each turn one transition is the environment's."""
+    states = [env.start(torch.tensor([prompt]))]
+    for turn in turns:
+        for token in (*env.tokenizer.encode(turn), env.end, 0):
+            states.append(env.step(states[-1], torch.tensor([token])))
+    return states
 
 
 def test_replies_are_written_by_the_environment():
     env = conversation()
     states = ask(env, 0, "1+1?", "2")
     last = states[-1]
-    assert bool(last.done) and int(last.step) == 7
+    assert [int(s.step) for s in states] == list(range(10)) and bool(last.done)
+    assert not any(bool(s.done) for s in states[:-1])
     assert env.decode(last) == [Completion("1+1=", "1+1? 2=2", ("1+1?", "2"), True, 7, 2)]
     own = last.data[0] >= 0
     assert own.tolist() == [False] * 5 + [True] * 5 + [False] * 3 + [True] * 2 + [False] * 4
-    assert env.turns(last.data).tolist() == [[0] * 5 + [1] * 2]
+    asking = [i for i, s in enumerate(states) if bool(env.awaiting(s))]
+    assert asking == [5, 8]
+    for i in asking:
+        mask = env.forward_mask(states[i])
+        assert mask[0, -1] and not mask[0, :-1].any()
     for before, after in itertools.pairwise(states):
         assert same(env.backstep(after, torch.tensor([0])), before)
-    history, actions, valid = env.history(last.data)
-    assert valid.all() and actions.shape == (1, 7)
-    assert all(torch.equal(history[0, t], s.data[0]) for t, s in enumerate(states))
+        redone = env.forward_action(after, torch.tensor([0]))
+        assert same(env.step(before, redone), after)
+    batch = env.history(last.data, PromptConditions(2).make(torch.tensor([0]), torch.float32))
+    assert batch.valid.all() and batch.actions.shape == (1, 9)
+    assert batch.stochastic.tolist() == [[True] * 5 + [False] + [True] * 2 + [False]]
+    assert all(torch.equal(batch.states[0, t], s.data[0]) for t, s in enumerate(states))
 
 
 def test_rows_are_answered_one_by_one():
@@ -142,7 +158,9 @@ def test_rows_are_answered_one_by_one():
     for place in range(4):
         token = torch.tensor([env.tokenizer.encode(t)[place] for t in ("1+1?", "1111", "2+2?")])
         start = env.step(start, token)
-    ended = env.step(start, torch.full((3,), env.end))
+    asking = env.step(start, torch.full((3,), env.end))
+    assert not asking.done.any() and env.awaiting(asking).all()
+    ended = env.step(asking, torch.full((3,), env.end))
     assert ended.done.tolist() == [False, True, False]
     assert [c.text for c in env.decode(ended)] == ["1+1? 2=", "1111", "2+2? 4="]
 

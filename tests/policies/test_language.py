@@ -9,7 +9,8 @@ import torch
 from gflow.conditions import PromptConditions
 from gflow.envs.language import Completions, Prompt
 from gflow.envs.language.arithmetic import letter_tokenizer, sums
-from gflow.mdp import Trajectories, evaluate
+from gflow.mdp import evaluate
+from gflow.objectives.policy_gradient.aggregation import turns_of
 from gflow.policies.language import LanguagePolicy
 from gflow.sampling.rollout import Exploration, rollout
 from tests.language_models import gpt2, llama, qwen, with_lora, word_tokenizer
@@ -88,10 +89,7 @@ def test_samples_follow_the_exact_distribution():
     rows = [list(r) for r in itertools.product(range(5), repeat=2)]
     rows = [r for r in rows if r[0] != env.end] + [[env.end, -1]]
     data = torch.cat([env.initial(len(rows)).data[:, :2], torch.tensor(rows)], 1)
-    states, actions, valid = env.history(data)
-    n = len(rows)
-    condition = PromptConditions(1).sample(n)
-    listed = Trajectories(states, actions, torch.zeros_like(actions), valid, condition)
+    listed = env.history(data, PromptConditions(1).sample(len(rows)))
     log_p = evaluate(policy, listed, frozenset()).log_pf.sum(1)
     assert math.isclose(log_p.exp().sum().item(), 1, abs_tol=1e-6)
     batch = draw(policy, 8000)
@@ -268,9 +266,13 @@ def adder(completions):
 def test_several_turns_are_scored_as_they_were_sampled(model):
     policy = make(MODELS[model], new=30, reply=adder, max_turns=4)
     env, batch = policy.env, draw(policy, 80)
-    ends = batch.terminal.data
-    turns = torch.where(batch.valid, env.turns(ends), 0).amax(1) + 1
+    _, turns = turns_of(batch.valid & batch.stochastic)
+    texts = env.decode(batch.terminal)
+    assert turns.tolist() == [len(c.turns) for c in texts]
     assert {1, 2} <= set(turns.tolist()) <= {1, 2, 3, 4} and int(turns.max()) > 2
+    own = batch.valid & batch.stochastic
+    assert own.sum(1).tolist() == [c.n_tokens for c in texts]
+    assert (batch.log_pf_old[~own] == 0).all() and (batch.log_pf_old[own] < 0).all()
     found = evaluate(policy, batch, NEEDS)
     assert (found.log_pf - batch.log_pf_old).abs().max() < 3e-5
     prefixes = evaluate(ByState(policy), batch, NEEDS)
@@ -280,4 +282,4 @@ def test_several_turns_are_scored_as_they_were_sampled(model):
     for t in range(batch.valid.shape[1]):
         assert torch.equal(states.data, batch.states[:, t])
         states = env.step(states, batch.actions[:, t])
-    assert torch.equal(states.data, ends) and states.done.all()
+    assert torch.equal(states.data, batch.terminal.data) and states.done.all()
