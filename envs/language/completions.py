@@ -274,7 +274,7 @@ class Completions(Environment):
         return asked.gather(1, last).squeeze(1) & (states.step == own + asked.sum(1))
 
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
-        """Every token; in finished and in awaiting rows only the last, which writes nothing there."""
+        """Every token; in finished and awaiting rows only the last, which then writes nothing."""
         every = torch.ones(states.n, self.vocabulary, dtype=torch.bool, device=states.data.device)
         return with_last(every, states.done | self.awaiting(states))
 
