@@ -57,7 +57,7 @@ def _train(run: Any, steps: int) -> None:
         seconds = time.perf_counter() - started
         if not run.runtime.is_main:
             return
-        if setup.config.baseline:
+        if setup.config.baseline and not setup.task.env.continuous:
             print("random construction at the same number of oracle calls", flush=True)
             run_baseline(setup, folder, run.store.oracle_calls)
         samples = write_samples(setup, folder, run.store)
@@ -211,25 +211,43 @@ def methods() -> None:
         print(f"    {method.paper} ({method.year}, arXiv {method.arxiv}); {', '.join(method.tags)}")
 
 
-def bench(name: str, quick: bool = False) -> None:
-    """Run a benchmark and print its table.
+def bench(
+    name: str,
+    quick: bool = False,
+    plan: str | None = None,
+    out: str | None = None,
+    problems: str = "",
+    contestants: str = "",
+    seeds: int = 0,
+    workers: int = 0,
+    ray: bool = False,
+) -> None:
+    """Run a benchmark and print its table; a killed one goes on where it was.
 
     Args:
-        name: pareto-metrics.
+        name: pareto-metrics, fronts or policies.
         quick: a smaller setting.
+        plan: YAML file of problems, contestants and seeds, in place of the shipped plan.
+        out: folder of the benchmark; runs/bench-PLAN when left out.
+        problems: only these problems of the plan, separated by commas.
+        contestants: only these contestants of the plan, separated by commas.
+        seeds: number of seeds; 0 takes the plan's.
+        workers: runs at a time; 0 takes one for each processor.
+        ray: hand the runs to Ray (needs the extra gflow[distributed]).
     """
     from gflow.tasks import near
 
-    known: dict[str, Callable[..., Any]] = {"pareto-metrics": _bench_pareto}
-    if name not in known:
+    if name == "pareto-metrics":
+        from gflow.pareto.bench import run as metrics
+
+        metrics(quick=quick)
+    elif name in ("fronts", "policies"):
+        from gflow.bench.cli import run
+
+        run(name, quick, plan, out, problems, contestants, seeds, workers, ray)
+    else:
+        known = ("pareto-metrics", "fronts", "policies")
         raise ConfigError(f"there is no benchmark {name!r}: {near(name, known)}")
-    known[name](quick)
-
-
-def _bench_pareto(quick: bool) -> None:
-    from gflow.pareto.bench import run
-
-    run(quick=quick)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
