@@ -1,0 +1,256 @@
+"""What it is worth to measure an object: expected hypervolume improvement, confidence bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from botorch.utils.multi_objective.box_decompositions import (
+    FastNondominatedPartitioning,
+    NondominatedPartitioning,
+)
+from torch import Tensor
+
+from gflow.active.surrogates import Functions, Moments, Surrogate
+from gflow.pareto import non_dominated
+from gflow.pareto._check import MEMORY_BUDGET
+from gflow.pareto._exclusive import exclusive
+
+LOG_FLOOR = -600.0
+"""log of an expected improvement that is lost to underflow."""
+
+_EXACT_UP_TO = 4
+_CHUNK = 2_000_000
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The region that S fronts leave undominated, each as C disjoint boxes.
+
+    Attributes:
+        lower: [S, C, K], finite.
+        upper: [S, C, K], infinite where the box is open; boxes that only fill up are empty.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+
+def undominated_boxes(fronts: Tensor, reference: Tensor) -> Boxes:
+    """Box decompositions of the regions above `reference` [K] that fronts [S, m, K] do not cover.
+
+    Exact up to 4 rewards; beyond that small boxes are merged as botorch does by default.
+    """
+    parts = [_boxes(front, reference) for front in fronts]
+    most = max(part.shape[1] for part in parts)
+    # An empty box has no volume under any belief.
+    filled = [torch.cat([part, reference.expand(2, most - part.shape[1], -1)], 1) for part in parts]
+    lower, upper = torch.stack(filled, 1)
+    return Boxes(lower, upper)
+
+
+def _boxes(front: Tensor, reference: Tensor) -> Tensor:
+    """[2, C, K]."""
+    k = len(reference)
+    if k == 1:
+        best = front.amax().maximum(reference[0]) if len(front) else reference[0]
+        return torch.stack([best, torch.full_like(best, math.inf)]).view(2, 1, 1)
+    if k <= _EXACT_UP_TO:
+        partition = FastNondominatedPartitioning(ref_point=reference, Y=front)
+    else:
+        partition = NondominatedPartitioning(ref_point=reference, Y=front, alpha=10.0 ** (k - 8))
+    bounds: Tensor = partition.get_hypercell_bounds()
+    return bounds
+
+
+def expected_improvement(beliefs: Moments, boxes: Boxes) -> Tensor:
+    """Expected gain of hypervolume of n objects over each of S fronts, [S, n].
+
+    The sum over boxes of prod_k E[(min(f_k, upper_k) - lower_k)+], with f_k normal and independent
+    of the other rewards (Yang, Emmerich, Deutz, Baeck, "Efficient computation of expected
+    hypervolume improvement", 2019).
+
+    Args:
+        beliefs: mean [S, n, K] and std [n, K].
+        boxes: of the S fronts.
+    """
+    s = len(beliefs.mean)
+    size = max(1, _CHUNK // (s * boxes.lower.shape[1]))
+    parts = [
+        _gain(Moments(mean, std), boxes)
+        for mean, std in zip(beliefs.mean.split(size, 1), beliefs.std.split(size), strict=True)
+    ]
+    return torch.cat(parts, 1)
+
+
+def _gain(beliefs: Moments, boxes: Boxes) -> Tensor:
+    volume = None
+    for k in range(beliefs.std.shape[1]):
+        mean, std = beliefs.mean[..., k].unsqueeze(-1), beliefs.std[..., k].unsqueeze(-1)
+        lower, upper = boxes.lower[..., k].unsqueeze(1), boxes.upper[..., k].unsqueeze(1)
+        side = _excess(mean, std, lower) - _excess(mean, std, upper)
+        volume = side if volume is None else volume * side
+    assert volume is not None
+    return volume.clamp_(min=0).sum(-1)
+
+
+def _excess(mean: Tensor, std: Tensor, bound: Tensor) -> Tensor:
+    """E[(f - bound)+] of normal f; 0 at an infinite bound."""
+    gap = mean - bound
+    z = gap / std.clamp(min=1e-12)
+    density = (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
+    values = std * density + gap * torch.special.ndtr(z)
+    return torch.where(gap == -math.inf, 0.0, values.clamp(min=0))
+
+
+class NoisyImprovement:
+    """log of the noisy expected hypervolume improvement of single objects.
+
+    The front is not known, since what was measured is noisy: S joint draws at the measured and
+    pending objects give S fronts, and what each draw leaves open elsewhere is integrated exactly
+    (Parallel Bayesian Optimization of Multiple Noisy Objectives with Expected Hypervolume
+    Improvement, 2021, arXiv 2105.08195). Correlations between the rewards of one object, which a
+    multi-task process has, are kept in the draws and left out of that integral.
+
+    Args:
+        surrogate: fitted.
+        baseline: [m, d], features of measured and pending objects; see `promising`.
+        reference: [K], where hypervolume is measured from.
+        draws: S.
+        generator: source of randomness.
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        baseline: Tensor,
+        reference: Tensor,
+        draws: int,
+        generator: torch.Generator,
+    ):
+        self.functions: Functions = surrogate.functions(baseline, draws, generator)
+        self.boxes = undominated_boxes(self.functions.values, reference)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """log of the expected improvement of n objects [n, d], at least `LOG_FLOOR`, [n]."""
+        gain = expected_improvement(self.functions.elsewhere(features), self.boxes).mean(0)
+        return gain.log().clamp(min=LOG_FLOOR)
+
+
+class UpperConfidence:
+    """mean + kappa std of each reward, scaled so that `low` is 0 and `high` is 1.
+
+    With the Tchebycheff scalarisation this is the proposer's reward for one preference
+    (Multi-Objective Bayesian Optimization using Random Scalarizations, 2018, arXiv 1805.12168).
+
+    Args:
+        surrogate: fitted.
+        low: [K].
+        high: [K].
+        kappa: weight of the standard deviation.
+    """
+
+    def __init__(self, surrogate: Surrogate, low: Tensor, high: Tensor, kappa: float = 1.0):
+        self.surrogate, self.low, self.high, self.kappa = surrogate, low, high, kappa
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Scaled upper bounds of n objects [n, d], [n, K]."""
+        mean, std = self.surrogate.moments(features)
+        return (mean + self.kappa * std - self.low) / (self.high - self.low)
+
+
+def tchebycheff_distance(values: Tensor, weights: Tensor) -> Tensor:
+    """-max_k w_k (1 - v_k), [n]: minus the distance to the utopia point 1, of any real values.
+
+    As a log-reward it stays finite and keeps its slope where bounds reach beyond the utopia point
+    or below 0, which `gflow.scalarize.tchebycheff` cannot.
+    """
+    return -(weights * (1 - values)).amax(-1)
+
+
+def promising(
+    surrogate: Surrogate,
+    features: Tensor,
+    draws: int,
+    generator: torch.Generator,
+    most: int = 128,
+) -> Tensor:
+    """Positions of the objects that are on the front of at least one of `draws` joint draws.
+
+    The others change no front, so an acquisition function may do without them; of more than `most`
+    those that are on the front most often.
+    """
+    times = non_dominated(surrogate.sample(features, draws, generator)).sum(0)
+    order = times.argsort(descending=True, stable=True)[:most]
+    return order[times[order] > 0]
+
+
+def choose_batch(
+    samples: Tensor, fronts: Tensor, reference: Sequence[float] | Tensor, n: int
+) -> list[int]:
+    """A batch of `n` objects that jointly improve the fronts most, one greedy choice at a time.
+
+    Each choice has the largest gain of hypervolume, averaged over S joint draws, after the
+    earlier choices have joined each draw's front: what one object already promises, a similar one
+    adds little to, so the batch spreads over the front. Gains only shrink as the batch grows, so
+    that most of them need not be computed again. When nothing is left to gain, a new layer begins
+    with empty fronts. (Sequential greedy selection: arXiv 2105.08195.)
+
+    Args:
+        samples: [S, P, K], draws at P objects.
+        fronts: [S, m, K], the same draws at measured and pending objects.
+        reference: [K].
+        n: size of the batch, at most P.
+
+    Returns:
+        `n` positions, in the order of choice.
+    """
+    origin = torch.as_tensor(reference, dtype=samples.dtype)
+    samples, fronts = (samples - origin).clamp(min=0), (fronts - origin).clamp(min=0)
+    chosen: list[int] = []
+    taken = torch.zeros(samples.shape[1], dtype=torch.bool)
+    gains = _gains(samples, fronts)
+    while len(chosen) < n:
+        best = _best(samples, fronts, gains.masked_fill(taken, -1.0))
+        if best is None:
+            if not fronts.shape[1]:
+                rest = (~taken).nonzero().squeeze(1)[: n - len(chosen)]
+                return chosen + rest.tolist()
+            fronts = fronts[:, :0]
+            gains = _gains(samples, fronts)
+            continue
+        place, gains = best
+        chosen.append(place)
+        taken[place] = True
+        fronts = torch.cat([fronts, samples[:, place : place + 1]], 1)
+    return chosen
+
+
+_TRIED = 32
+
+
+def _best(samples: Tensor, fronts: Tensor, bounds: Tensor) -> tuple[int, Tensor] | None:
+    """The object with the largest gain, given upper `bounds` [P] on gains, and better bounds."""
+    bounds = bounds.clone()
+    fresh = torch.zeros(len(bounds), dtype=torch.bool)
+    while True:
+        place = int(bounds.argmax())
+        if bounds[place] <= 0:
+            return None
+        if fresh[place]:
+            return place, bounds
+        stale = torch.where(fresh, -1.0, bounds).topk(min(_TRIED, len(bounds))).indices
+        stale = stale[~fresh[stale]]
+        bounds[stale] = _gains(samples[:, stale], fronts).minimum(bounds[stale])
+        fresh[stale] = True
+
+
+def _gains(samples: Tensor, fronts: Tensor) -> Tensor:
+    """Gain of hypervolume over the origin of each of P objects, averaged over draws, [P]."""
+    s, p, _ = samples.shape
+    numbers = torch.arange(p).expand(s, p)
+    rivals = torch.full(fronts.shape[:2], -1)
+    columns = samples.permute(2, 0, 1), fronts.permute(2, 0, 1)
+    return exclusive(*columns, numbers, rivals, False, MEMORY_BUDGET).mean(0)
