@@ -37,13 +37,16 @@ from gflow.scalarize import SCALARIZATIONS
 from gflow.seeding import generator
 from gflow.store import CandidateStore
 from gflow.tasks import Task, make_task, near
-from gflow.training import Runtime, Trainer
+from gflow.training import Events, Runtime, Trainer
 from gflow.training.checkpoint import list_checkpoints, write_atomically
 from gflow.training.recorder import Recorder
+from gflow.training.watch import LogZWatch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SLOW_ORACLE = 1e-3
 """Seconds per object from which worker processes pay."""
+WATCHED = 512
+"""Samples that bounds of log Z are taken from."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,12 @@ def prepare(config: RunConfig) -> Setup:
                 f"method {method.name!r} needs more than settings can say: use "
                 "gflow.objectives from Python, see docs/objectives.md"
             )
-        scalarization = _first(sampling.scalarization, method, "scalarization", "weighted_sum")
+        task = make_task(config.task, config.rewards, config.options)
+        scalarization = _first(sampling.scalarization, method, "scalarization", task.scalarization)
         if scalarization not in SCALARIZATIONS:
             raise ConfigError(
                 f"scalarization {scalarization!r}: {near(scalarization, SCALARIZATIONS)}"
             )
-        task = make_task(config.task, config.rewards, config.options)
         if method.needs_partial_rewards and not task.partial_rewards:
             raise ConfigError(
                 f"method {method.name!r} needs rewards of unfinished objects, "
@@ -137,6 +140,8 @@ def _first(chosen: Any, method: Method, name: str, otherwise: Any) -> Any:
 
 
 def _check_ranges(task: Task, scalarization: str) -> None:
+    if scalarization == "log_linear":
+        return
     highest = 1.0 if scalarization == "tchebycheff" else math.inf
     for reward in task.oracle.rewards:
         if reward.low < 0 or reward.high > highest + 1e-6:
@@ -180,13 +185,17 @@ def _fresh(
 ) -> OnPolicy:
     """The current policy's trajectories."""
     sampling = setup.config.sampling
+    epsilon = sampling.epsilon
+    if epsilon is None:
+        epsilon = 0.0 if setup.task.env.continuous else 0.1
     return OnPolicy(
         setup.policy,  # type: ignore[arg-type]
         setup.conditions,
         score,
         sampling.batch_size,
         seed,
-        exploration=Exploration(sampling.epsilon, sampling.temperature),
+        exploration=Exploration(epsilon, sampling.temperature),
+        cooling=sampling.cooling,
         group_size=sampling.group_size,
         keep_log_pf=True,
         device=setup.config.device,
@@ -234,7 +243,7 @@ class Run:
             config.trainer,
             runtime=self.runtime,
             folder=self.folder,
-            events=self.recorder.events(config.tensorboard),
+            events=self._events(),
             extra_state={"archive": self.recorder.archive},
         )
         if not resume:
@@ -246,6 +255,25 @@ class Run:
             # A run that was stopped before its first checkpoint starts again.
             start_log_z(setup, self.trainer.sampler)
         self.recorder.forget_after(self.trainer.step)
+
+    def _events(self) -> Events:
+        """What listens to the trainer; bounds of log Z come before what prints or writes them."""
+        config, setup = self.setup.config, self.setup
+        events = self.recorder.events(config.tensorboard)
+        energy = getattr(setup.task.oracle, "energy", None)
+        if energy is not None and not setup.conditions.encoding_size:
+            watch = LogZWatch(
+                setup.policy,  # type: ignore[arg-type]
+                setup.conditions,
+                make_scorer(setup, None),
+                WATCHED,
+                config.seed,
+                energy,
+                device=config.device,
+                dtype=setup.dtype,
+            )
+            events.on_eval.insert(0, watch)
+        return events
 
     def _seed(self) -> int:
         return generator(self.setup.config.seed, "rank", self.runtime.rank).initial_seed()
@@ -361,4 +389,10 @@ def describe_environment(config: RunConfig) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically."""
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+    write_atomically(
+        path, lambda file: file.write(json.dumps(value, indent=1, default=_as_list).encode())
+    )
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist()

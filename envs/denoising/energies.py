@@ -228,8 +228,8 @@ class LogGaussianCox:
     def log_density(self, x: Tensor) -> Tensor:
         """log prior + log likelihood of log-intensities [n, dim] up to a constant, [n]."""
         root, counts = self.root.to(x), self.counts.to(x)
-        z = torch.linalg.solve_triangular(root, (x - self.mean).T, upper=False)
-        log_prior = -0.5 * z.square().sum(0) - root.diagonal().log().sum()
+        z: Tensor = torch.linalg.solve_triangular(root, (x - self.mean).T, upper=False)
+        log_prior: Tensor = -0.5 * z.square().sum(0) - root.diagonal().log().sum()
         log_prior = log_prior - 0.5 * self.dim * math.log(2 * math.pi)
         return log_prior + (x * counts - x.exp() / self.dim).sum(1)
 

@@ -155,18 +155,19 @@ class Denoising(Environment):
         """Points as tensors on the CPU, of shape `state_shape`."""
         return list(states.data.cpu().unbind())
 
-    def encode(self, objects: Sequence[Tensor]) -> States:
+    def encode(self, objects: Sequence[Tensor | Sequence[float]]) -> States:
         """Terminal states of the given points.
 
         Raises:
             ValueError: a point of another shape.
         """
-        for i, point in enumerate(objects):
+        points = [torch.as_tensor(point) for point in objects]
+        for i, point in enumerate(points):
             if tuple(point.shape) != self.state_shape:
                 raise ValueError(
                     f"object {i} has shape {tuple(point.shape)}, not {self.state_shape}"
                 )
-        return self.terminal(torch.stack(list(objects)))
+        return self.terminal(torch.stack(points))
 
     def terminal(self, data: Tensor) -> States:
         """Terminal states of the points `data` [n, *state_shape]."""

@@ -117,6 +117,37 @@ class ConditionStream:
         self.generator.set_state(state["generator"].cpu())
 
 
+class Cooling:
+    """Exploration that falls evenly to none over a number of batches.
+
+    Args:
+        exploration: behaviour policy of the first batch.
+        batches: batches until there is none; 0 keeps it for ever.
+    """
+
+    def __init__(self, exploration: Exploration, batches: int = 0):
+        if batches < 0:
+            raise ValueError(f"exploration cannot cool down over {batches} batches")
+        self.exploration, self.batches, self.drawn = exploration, batches, 0
+
+    def __call__(self) -> Exploration:
+        """The behaviour policy of the next batch."""
+        if not self.batches:
+            return self.exploration
+        left = max(1 - self.drawn / self.batches, 0.0)
+        self.drawn += 1
+        full = self.exploration
+        return Exploration(left * full.epsilon, 1 + left * (full.temperature - 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Batches drawn so far."""
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.drawn = state["drawn"]
+
+
 class OnPolicy(Resumable):
     """Fresh trajectories of the current policy, `group_size` for each condition.
 
@@ -127,6 +158,7 @@ class OnPolicy(Resumable):
         batch_size: trajectories per batch, a multiple of `group_size`.
         seed: seeds this strategy's own generators.
         exploration: behaviour policy.
+        cooling: batches over which exploration falls to none; 0 keeps it.
         group_size: trajectories that share one condition.
         keep_log_pf: store the sampled actions' log-probabilities in the batch, exploration
             included.
@@ -138,7 +170,7 @@ class OnPolicy(Resumable):
         ValueError: a batch that is no whole number of groups.
     """
 
-    saved = ("stream", "rollout_generator")
+    saved = ("stream", "rollout_generator", "cooling")
 
     def __init__(
         self,
@@ -149,6 +181,7 @@ class OnPolicy(Resumable):
         seed: int,
         *,
         exploration: Exploration = Exploration(),  # noqa: B008  (frozen)
+        cooling: int = 0,
         group_size: int = 1,
         keep_log_pf: bool = False,
         device: torch.device | str = "cpu",
@@ -156,7 +189,7 @@ class OnPolicy(Resumable):
         block: StepBlock = step_block,
     ):
         self.stream = ConditionStream(conditions, batch_size, group_size, seed, dtype)
-        self.policy, self.score, self.exploration = policy, score, exploration
+        self.policy, self.score, self.cooling = policy, score, Cooling(exploration, cooling)
         self.batch_size, self.keep_log_pf = batch_size, keep_log_pf
         self.device, self.block = device, block
         self.rollout_generator = generator(seed, "rollout", device=device)
@@ -169,7 +202,7 @@ class OnPolicy(Resumable):
             self.policy.env.begin(condition, self.device),
             condition.to(self.device),
             self.rollout_generator,
-            exploration=self.exploration,
+            exploration=self.cooling(),
             keep_log_pf=self.keep_log_pf,
             block=self.block,
         )

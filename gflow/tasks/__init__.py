@@ -4,13 +4,14 @@ A task is a function from its options to a `Task`; `register` gives it a name. T
 place of the engine that knows concrete environments, and it imports them on demand.
 """
 
-from . import grids, molecules, nas, sequences
+from . import energies, grids, molecules, nas, sequences
 from .registry import TASKS, MakePolicy, Task, flat_policy, make_task, near, register
 
 __all__ = [
     "TASKS",
     "MakePolicy",
     "Task",
+    "energies",
     "flat_policy",
     "grids",
     "make_task",

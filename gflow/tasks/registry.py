@@ -33,11 +33,14 @@ class Task:
         env: the environment.
         oracle: reward vectors of its objects (or states).
         make_policy: the default network.
-        kind: how objects are drawn and exported: "molecule" or "text".
+        kind: how objects are drawn and exported: "molecule", "point" or "text".
         key: canonical key of an object.
         reference_point: where the hypervolume is measured from, one number per reward.
         inverse_temperature: what suits the task's rewards, unless the user says otherwise.
         partial_rewards: unfinished objects have rewards too.
+        scalarization: what suits the task's rewards, unless the user says otherwise.
+        record_every: every so many batches enter the store; above 1 where every object is new
+            and costs nothing.
     """
 
     env: Environment
@@ -48,6 +51,8 @@ class Task:
     reference_point: tuple[float, ...] = field(default=())
     inverse_temperature: str | None = None
     partial_rewards: bool = False
+    scalarization: str = "weighted_sum"
+    record_every: int = 1
 
     def __post_init__(self) -> None:
         if not self.reference_point:

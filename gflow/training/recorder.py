@@ -40,7 +40,9 @@ class Recorder:
         self.sampled = self.failed = self.new = 0
 
     def __call__(self, scored: Scored) -> None:
-        """Store one scored batch."""
+        """Store one scored batch, or every `record_every`-th where the task asks for fewer."""
+        if self.step % self.task.record_every:
+            return
         batch = scored.batch
         objects, scores = scored.objects, scored.scores
         if objects is None:
@@ -126,7 +128,8 @@ def _short(value: float) -> float | None:
 
 def _print_line(trainer: Trainer, info: dict[str, float]) -> None:
     if trainer.runtime.is_main:
-        shown = ("hypervolume", "front", "oracle_calls", "valid")
+        points = ("elbo", "log_z_estimate", "eubo", "effective_samples")
+        shown = points if "elbo" in info else ("hypervolume", "front", "oracle_calls", "valid")
         text = "  ".join(f"{name} {info[name]:.6g}" for name in shown if name in info)
         print(f"step {trainer.step}  {text}", flush=True)
 

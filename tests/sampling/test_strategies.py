@@ -20,6 +20,7 @@ from gflow.sampling import (
     join,
     retrace,
 )
+from gflow.sampling.strategies import Cooling, Exploration
 from gflow.scalarize import focus, log_reward, weighted_log_sum
 from gflow.seeding import generator
 from tests.diamond import DiamondOracle, close, diamond, diamond_log_reward, diamond_policy
@@ -282,3 +283,16 @@ def test_log_rewards_of_data_agree_with_those_of_an_oracle():
     )()
     close(data.log_reward, diamond_log_reward(data.terminal))
     assert math.isclose(float(data.log_reward.exp().max()), 4.0)
+
+
+def test_exploration_cools_down_and_resumes():
+    cooling = Cooling(Exploration(0.2, 3.0), 4)
+    seen = [cooling() for _ in range(6)]
+    assert [e.epsilon for e in seen] == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.0, 0.0])
+    assert [e.temperature for e in seen] == pytest.approx([3.0, 2.5, 2.0, 1.5, 1.0, 1.0])
+    again = Cooling(Exploration(0.2, 3.0), 4)
+    again.load_state_dict({"drawn": 2})
+    assert again() == seen[2]
+    assert Cooling(Exploration(0.2))() == Cooling(Exploration(0.2), 0)() == Exploration(0.2)
+    with pytest.raises(ValueError, match="cool down"):
+        Cooling(Exploration(), -1)
