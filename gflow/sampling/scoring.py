@@ -36,20 +36,23 @@ class Scorer:
         env: decodes terminal states.
         oracle: an oracle on states, or a runner around an oracle on objects. One on states whose
             attribute `conditional` is true is given the conditions too: rewards may depend on
-            what was asked for.
-        scalarization: reward vectors and weights to log S.
+            what was asked for. An oracle on objects without a runner is called once a batch, and
+            what it raises ends the run.
+        scalarization: reward vectors and weights to log S. None leaves log-rewards out, for
+            objectives on reward vectors; rows then stay where some reward is not missing.
         listeners: called with every scored batch before failed rows are dropped.
         partial: also set `partial_log_reward`, for objectives that credit unfinished objects.
 
     Raises:
-        ValueError: partial log-rewards of an oracle that does not read states.
+        ValueError: partial log-rewards of an oracle that does not read states, or without a
+            scalarization.
     """
 
     def __init__(
         self,
         env: Environment,
         oracle: Oracle | OracleRunner,
-        scalarization: Scalarization = weighted_sum,
+        scalarization: Scalarization | None = weighted_sum,
         listeners: tuple[Callable[[Scored], None], ...] = (),
         partial: bool = False,
     ):
@@ -58,6 +61,8 @@ class Scorer:
                 "log-rewards of unfinished objects need an oracle that reads states, "
                 f"not {type(oracle.oracle).__name__}"
             )
+        if partial and scalarization is None:
+            raise ValueError("log-rewards of unfinished objects need a scalarization")
         self.env, self.oracle, self.partial = env, oracle, partial
         self.scalarization, self.listeners = scalarization, listeners
 
@@ -76,13 +81,18 @@ class Scorer:
             rewards = scores.rewards.to(batch.valid.device)
         elif getattr(self.oracle, "conditional", False):
             rewards = self.oracle(batch.terminal, batch.condition)  # type: ignore[call-arg]
+        elif not self.oracle.on_states:
+            objects = self.env.decode(batch.terminal)
+            rewards = self.oracle(objects).to(batch.valid.device)
         else:
             rewards = self.oracle(batch.terminal)
         batch.rewards = rewards
         self._tell(Scored(batch, objects, scores))
         finite = torch.isfinite(rewards)
         if not bool(finite.all()):
-            batch = batch.rows(finite.all(-1))
+            batch = batch.rows(finite.any(-1) if self.scalarization is None else finite.all(-1))
+        if self.scalarization is None:
+            return batch
         assert batch.rewards is not None
         batch.log_reward = log_reward(batch.rewards, batch.condition, self.scalarization)
         if self.partial:
@@ -97,7 +107,7 @@ class Scorer:
         condition = batch.condition.rows(
             torch.arange(n, device=step.device).repeat_interleave(columns)
         )
-        assert not isinstance(self.oracle, OracleRunner)
+        assert not isinstance(self.oracle, OracleRunner) and self.scalarization is not None
         of_parts = getattr(self.oracle, "partial_log_reward", None)
         if of_parts is None:
             values = log_reward(self.oracle(states), condition, self.scalarization)
