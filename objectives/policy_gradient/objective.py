@@ -1,0 +1,300 @@
+"""Policy optimisation as settings: advantage x ratio x surrogate x aggregation x regulariser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflow.mdp import Evaluation, Loss, Policy, Trajectories, decisions, evaluate
+from gflow.mdp.collective import gather
+from gflow.objectives.policy_gradient import surrogates
+from gflow.objectives.policy_gradient.advantage import Advantage
+from gflow.objectives.policy_gradient.aggregation import AGGREGATIONS, aggregate, step_weights
+from gflow.objectives.policy_gradient.groups import Groups
+from gflow.objectives.policy_gradient.memory import Memory
+from gflow.objectives.policy_gradient.ratios import RATIOS
+from gflow.objectives.policy_gradient.regularizers import (
+    KL_ESTIMATES,
+    constraint,
+    k1,
+    log_ratio,
+    value_loss,
+)
+from gflow.objectives.term import check_choice
+
+SURROGATES = {"reinforce": 0, "ppo_clip": 2, "dyn_clip": 2, "is_clip": 2, "is_clip4": 4,
+              "score_diff": 0}  # fmt: skip
+"""Surrogates, and how many bounds each takes."""
+
+KL_PLACES = ("none", *KL_ESTIMATES, "in_reward", "constraint")
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """A policy-optimisation objective.
+
+    Minimises -Agg[S(ratio, A, log p)] + kl_weight KL - entropy_weight entropy (+ value_weight times
+    the value loss, under the baseline "value"). Steps outside `Trajectories.stochastic` count
+    nowhere. Methods are rows of settings, see `gflow.objectives.catalog`.
+
+    Attributes:
+        advantage: from reward vectors to advantages.
+        ratio: level of the importance ratio, a key of `RATIOS`.
+        surrogate: key of `SURROGATES`.
+        clip: absolute bounds of the ratio, low then high; for "is_clip4" those of positive, then
+            of negative advantages; for "dyn_clip" the two epsilons of `dynamic_bounds`.
+        dual_clip: bound on rho where A < 0, 0 for none.
+        aggregation: one of `AGGREGATIONS`; "score_diff" brings its own.
+        longest: what "const_norm" divides by; 0 takes the environment's `max_steps`.
+        kl: "none"; an estimate towards the reference as a loss (a key of `KL_ESTIMATES`);
+            "in_reward", k1 subtracted from rewards; or "constraint", towards the policy that
+            sampled.
+        kl_weight: its coefficient.
+        kl_bound: KL per step that "constraint" allows.
+        entropy_weight: coefficient of the exact entropy over legal actions, mean over steps.
+        value_weight: coefficient of the value loss.
+        value_clip: how far a value may move from the old one in its loss, 0 for any way.
+        score_temperature: "score_diff" presses on the hardest negatives, 0 for on all alike.
+        memory: what the baselines "cumulative" and "tracker" remember; see `fresh`.
+    """
+
+    advantage: Advantage = Advantage()  # noqa: RUF009  (frozen)
+    ratio: str = "token"
+    surrogate: str = "ppo_clip"
+    clip: tuple[float, ...] = (0.8, 1.2)
+    dual_clip: float = 0.0
+    aggregation: str = "seq_mean_token_mean"
+    longest: int = 0
+    kl: str = "none"
+    kl_weight: float = 0.0
+    kl_bound: float = 0.0
+    entropy_weight: float = 0.0
+    value_weight: float = 0.5
+    value_clip: float = 0.0
+    score_temperature: float = 0.0
+    memory: Memory | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_choice("ratio", self.ratio, RATIOS)
+        check_choice("surrogate", self.surrogate, SURROGATES)
+        check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        check_choice("kl", self.kl, KL_PLACES)
+        self._check_bounds()
+        if self.surrogate in ("ppo_clip", "dyn_clip", "is_clip", "is_clip4") and (
+            self.ratio == "none"
+        ):
+            raise ValueError(f"{self.surrogate} clips a ratio: choose one, not 'none'")
+        if self.surrogate in ("is_clip", "is_clip4", "dyn_clip") and "token" not in self.ratio:
+            raise ValueError(f"{self.surrogate} needs a ratio of every step, not {self.ratio!r}")
+        if (self.surrogate == "score_diff") != (self.advantage.labels is not None):
+            raise ValueError("score_diff and only score_diff needs labels in place of advantages")
+        if self.kl == "in_reward" and self.advantage.combine == "norm_then_sum":
+            raise ValueError(
+                "rewards that are normalised apart leave no place for a penalty: put the KL into "
+                "the loss"
+            )
+
+    def _check_bounds(self) -> None:
+        wanted = SURROGATES[self.surrogate]
+        pairs = list(zip(self.clip[::2], self.clip[1::2], strict=False))
+        if wanted and len(self.clip) != wanted:
+            raise ValueError(f"{self.surrogate} takes {wanted} bounds, not {len(self.clip)}")
+        if self.surrogate == "dyn_clip":
+            if min(self.clip) < 0:
+                raise ValueError(f"the epsilons {self.clip} of dyn_clip must not be negative")
+        elif wanted and not all(0 <= low <= 1 <= high for low, high in pairs):
+            raise ValueError(
+                f"clip bounds {self.clip} are absolute ratios, low before high, around 1: for "
+                "example (0.8, 1.2)"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Entropies and values, where they enter the loss."""
+        more = {"entropy"} if self.entropy_weight else set()
+        return frozenset(more | ({"log_flow"} if self.advantage.baseline == "value" else set()))
+
+    @property
+    def needs_reference(self) -> bool:
+        """The policy needs a `reference()` to be compared with."""
+        return self.kl in (*KL_ESTIMATES, "in_reward")
+
+    def fresh(self) -> PolicyGradient:
+        """This objective with an empty memory of its own, or itself where it needs none."""
+        return replace(self, memory=self.advantage.memory()) if self.advantage.remembers else self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the memory holds."""
+        return {} if self.memory is None else self.memory.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        if self.memory is not None:
+            self.memory.load_state_dict(state)
+
+    def mask(self, batch: Trajectories) -> Tensor:
+        """Steps that were decisions of the policy, [B, T] bool."""
+        return batch.valid if batch.stochastic is None else batch.valid & batch.stochastic
+
+    @torch.no_grad()
+    def prepare(self, policy: Policy, batch: Trajectories) -> Trajectories:
+        """The batch with its advantages and, where needed, reference log-probabilities.
+
+        Raises:
+            ValueError: what the settings need is missing: rewards, sampled log-probabilities, a
+                reference, or a memory.
+        """
+        if self.advantage.remembers and self.memory is None:
+            raise ValueError(
+                f"the baseline {self.advantage.baseline!r} remembers conditions: use the objective "
+                "that fresh() returns"
+            )
+        if batch.stochastic is None and getattr(policy, "evaluate", None) is None:
+            if not policy.env.continuous:
+                batch = replace(batch, stochastic=decisions(policy.env, batch))
+        if batch.log_pf_old is None and (self._compares or self.kl == "in_reward"):
+            raise ValueError(
+                "importance ratios need the log-probabilities of the sampled actions: sample with "
+                "keep_log_pf=True"
+            )
+        mask, penalty = self.mask(batch), None
+        if self.needs_reference:
+            batch = replace(batch, log_pf_ref=self._reference(policy, batch))
+        if self.kl == "in_reward":
+            assert batch.log_pf_old is not None and batch.log_pf_ref is not None
+            penalty = self.kl_weight * log_ratio(batch.log_pf_old, batch.log_pf_ref, mask)
+        return self.advantage.of(policy, batch, mask, penalty, self.memory)
+
+    @property
+    def _compares(self) -> bool:
+        return (
+            self.ratio != "none"
+            or self.kl == "constraint"
+            or (self.advantage.baseline == "tracker")
+        )
+
+    def _reference(self, policy: Policy, batch: Trajectories) -> Tensor:
+        reference = getattr(policy, "reference", None)
+        if reference is None:
+            raise ValueError(
+                f"the KL of {type(policy).__name__} needs a reference: wrap the policy in "
+                "gflow.policies.Anchored"
+            )
+        with reference():
+            return evaluate(policy, batch, frozenset()).log_pf
+
+    def __call__(self, policy: Policy, batch: Trajectories) -> Loss:
+        """The loss of a batch, which is prepared first where that was not done."""
+        if batch.advantage is None:
+            batch = self.prepare(policy, batch)
+        found = evaluate(policy, batch, self.needs)
+        return self.loss(found, batch, self.longest or policy.env.max_steps)
+
+    def loss(self, found: Evaluation, batch: Trajectories, longest: int) -> Loss:
+        """The loss from re-evaluated, prepared trajectories."""
+        mask, log_p = self.mask(batch), found.log_pf
+        assert batch.advantage is not None
+        advantage = batch.advantage.to(log_p.dtype)
+        old = log_p.detach() if batch.log_pf_old is None else batch.log_pf_old
+        ratio = RATIOS[self.ratio](log_p, old, mask)
+        metrics: dict[str, Tensor] = {}
+        weight: Tensor | int
+        if self.surrogate == "score_diff":
+            value, weight = self._scores(log_p, ratio, advantage, mask, batch)
+        else:
+            value, weight = self._surrogate(log_p, old, ratio, advantage, mask, longest, metrics)
+        value = -value
+        if self.kl in KL_ESTIMATES:
+            assert batch.log_pf_ref is not None
+            x = log_ratio(log_p, batch.log_pf_ref, mask)
+            weights = self._weights(mask, log_p.dtype, longest)
+            penalty = aggregate(KL_ESTIMATES[self.kl](x), weights)
+            value = value + self.kl_weight * penalty
+            metrics["kl"] = mean_over(KL_ESTIMATES["k3"](x.detach()), mask)
+        if self.kl == "constraint":
+            divergence = self._mean(k1(log_ratio(old, log_p, mask)), mask, weight)
+            value = value + constraint(divergence, self.kl_bound, self.kl_weight)
+            metrics["kl"] = divergence.detach()
+        if found.entropy is not None:
+            entropy = self._mean(found.entropy, mask, weight)
+            value = value - self.entropy_weight * entropy
+            metrics["entropy"] = mean_over(found.entropy.detach(), mask)
+        if self.advantage.baseline == "value":
+            assert found.log_flow is not None and batch.value_target is not None
+            assert batch.value_old is not None
+            errors = value_loss(
+                found.log_flow, batch.value_old, batch.value_target, self.value_clip
+            )
+            value = value + self.value_weight * self._mean(errors, mask, weight)
+            metrics["value_loss"] = mean_over(errors.detach(), mask)
+        if batch.log_pf_old is not None:
+            each = RATIOS["token"](log_p.detach(), old, mask)
+            metrics["ratio"] = mean_over(each, mask)
+        still = torch.where(mask, advantage, 0.0).abs().amax(1) == 0
+        metrics["zero_advantage"] = still.to(log_p.dtype).mean()
+        return Loss(value, metrics, weight)
+
+    def _weights(self, mask: Tensor, dtype: torch.dtype, longest: int) -> Tensor:
+        return step_weights(mask, self.aggregation, dtype, longest)
+
+    def _mean(self, values: Tensor, mask: Tensor, weight: Tensor | int) -> Tensor:
+        """Mean over the steps of all processes, given that losses are averaged by `weight`."""
+        steps = mask.sum().to(values.dtype)
+        own = torch.as_tensor(weight, device=values.device).to(values.dtype)
+        everyone, _ = gather(torch.stack([steps, own]).unsqueeze(0))
+        share = everyone[:, 1].sum() / (everyone[:, 0].sum().clamp(min=1) * own.clamp(min=1))
+        return torch.where(mask, values, 0.0).sum() * share
+
+    def _surrogate(
+        self, log_p: Tensor, old: Tensor, ratio: Tensor, advantage: Tensor, mask: Tensor,
+        longest: int, metrics: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor | int]:  # fmt: skip
+        """The aggregated surrogate, and what parallel processes weigh it by."""
+        if ratio.shape[1] == 1 < mask.shape[1]:
+            # One ratio for a whole trajectory, whose advantage is the same at every step.
+            length = mask.sum(1, keepdim=True).clamp(min=1)
+            advantage = torch.where(mask, advantage, 0.0).sum(1, keepdim=True) / length
+            mask = mask.any(1, keepdim=True)
+        low: surrogates.Bound = 0.0
+        high: surrogates.Bound = torch.inf
+        if self.surrogate == "reinforce":
+            each = surrogates.reinforce(advantage, log_p)
+        elif self.surrogate == "is_clip":
+            low, high = self.clip
+            bounds = (low, high)
+            each = surrogates.clipped_weight(ratio, advantage, log_p, bounds, bounds)
+        elif self.surrogate == "is_clip4":
+            positive, negative = (self.clip[0], self.clip[1]), (self.clip[2], self.clip[3])
+            each = surrogates.clipped_weight(ratio, advantage, log_p, positive, negative)
+            low = torch.where(advantage > 0, positive[0], negative[0])
+            high = torch.where(advantage > 0, positive[1], negative[1])
+        else:
+            low, high = self.clip
+            if self.surrogate == "dyn_clip":
+                low, high = surrogates.dynamic_bounds(torch.where(mask, old, 0.0), low, high)
+            each = surrogates.ppo_clip(ratio, advantage, low, high, self.dual_clip)
+        if self.surrogate != "reinforce":
+            metrics["clip_low"] = mean_over((ratio.detach() < low).to(ratio.dtype), mask)
+            metrics["clip_high"] = mean_over((ratio.detach() > high).to(ratio.dtype), mask)
+        value = aggregate(each, self._weights(mask, log_p.dtype, longest))
+        by_steps = self.aggregation == "token_mean"
+        return value, mask.sum() if by_steps else len(mask)
+
+    def _scores(
+        self, log_p: Tensor, ratio: Tensor, label: Tensor, mask: Tensor, batch: Trajectories
+    ) -> tuple[Tensor, Tensor]:
+        """Difference of the scores of positive and negative trajectories of each group."""
+        of_steps = torch.where(mask, log_p if self.ratio == "none" else ratio, 0.0)
+        score = of_steps.sum(1) / mask.sum(1).clamp(min=1)
+        group = batch.group if batch.group is not None else torch.zeros_like(batch.lengths)
+        groups = Groups.of(group)
+        sign = torch.where(mask, label, 0.0).sum(1)
+        return surrogates.score_difference(score, sign, groups, self.score_temperature)
+
+
+def mean_over(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of [B, T] over the steps in `mask`."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
