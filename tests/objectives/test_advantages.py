@@ -151,9 +151,9 @@ def test_complementary_rewards_cancel_and_weights_keep_them():
 
 @pytest.mark.parametrize(
     "n, k, counts",
-    [(n, 2, c) for n, c in zip(range(2, 7), [(2, 3, 3), (4, 6, 6), (7, 10, 14), (11, 15, 26),
-                                             (16, 21, 38)], strict=True)]
-    + [(4, k, c) for k, c in zip((1, 2, 3), [(4, 4, 4), (7, 10, 14), (14, 20, 45)], strict=True)],
+    [(n, 2, c) for n, c in enumerate([(2, 3, 3), (4, 6, 6), (7, 10, 14), (11, 15, 26),
+                                      (16, 21, 38), (22, 28, 59), (29, 36, 81)], 2)]
+    + [(4, k, c) for k, c in enumerate([(4, 4, 4), (7, 10, 14), (14, 20, 45), (23, 35, 127)], 1)],
 )  # fmt: skip
 def test_numbers_of_distinct_advantages(n, k, counts):
     """Multisets of binary rewards that GRPO, GRPO without std and GDPO tell apart."""
