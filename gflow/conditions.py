@@ -172,6 +172,12 @@ class PromptConditions:
         return self.preferences is not None and self.preferences.with_preference
 
     @property
+    def inverse_temperature(self) -> InverseTemperature:
+        """Distribution of beta."""
+        one = InverseTemperature()
+        return one if self.preferences is None else self.preferences.inverse_temperature
+
+    @property
     def encoding_size(self) -> int:
         """Width C of the encoding."""
         more = 0 if self.preferences is None else self.preferences.encoding_size

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gflow.conditions import InverseTemperature, simplex_lattice
+from gflow.conditions import Conditions, InverseTemperature, simplex_lattice
 from gflow.config import ConfigError, RunConfig
 from gflow.mdp import Condition, Reward
 from gflow.oracles import OracleRunner
@@ -96,7 +96,7 @@ def draw(
         if not conditions.with_preference:
             raise ConfigError(f"method {setup.method.name!r} was trained without preferences")
         weights = preference.to(dtype).expand(n, -1)
-    if preference is not None or inverse_temperature is not None:
+    if isinstance(conditions, Conditions):
         condition = conditions.make(weights, beta)
     condition = condition.to(device)
     batch = rollout(

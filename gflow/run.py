@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gflow.conditions import Conditions, InverseTemperature
+from gflow.conditions import Conditions, InverseTemperature, PromptConditions
 from gflow.config import ConfigError, RunConfig, one_sentence
 from gflow.estimators import log_z_bounds
 from gflow.export import read_objects
@@ -66,7 +66,7 @@ class Setup:
     config: RunConfig
     task: Task
     method: Method
-    conditions: Conditions
+    conditions: Conditions | PromptConditions
     policy: nn.Module
     scalarization: str
     replay: int
@@ -110,7 +110,7 @@ def prepare(config: RunConfig) -> Setup:
         usual = "1" if "order" in method.tags else task.inverse_temperature
         usual = usual or str(method.defaults.get("inverse_temperature", "1"))
         concentration = _first(sampling.concentration, method, "concentration", 1.0)
-        conditions = Conditions(
+        conditions = task.conditions or Conditions(
             len(task.oracle.rewards),
             InverseTemperature.parse(str(sampling.inverse_temperature or usual)),
             concentration if method.conditional else None,
@@ -261,10 +261,12 @@ class Run:
         config, setup = self.setup.config, self.setup
         events = self.recorder.events(config.tensorboard)
         energy = getattr(setup.task.oracle, "energy", None)
-        if energy is not None and not setup.conditions.encoding_size:
+        conditions = setup.conditions
+        watched = energy is not None and not conditions.encoding_size
+        if watched and isinstance(conditions, Conditions):
             watch = LogZWatch(
                 setup.policy,  # type: ignore[arg-type]
-                setup.conditions,
+                conditions,
                 make_scorer(setup, None),
                 WATCHED,
                 config.seed,
@@ -295,8 +297,10 @@ def make_sampler(setup: Setup, scorer: Scorer, seed: int) -> Strategy:
     config = setup.config
     block = compile_block() if config.compile else step_block
     sampler: Strategy = _fresh(setup, scorer, seed, block)
-    if setup.scalarization == "focus" and setup.conditions.with_preference:
-        sampler = Hindsight(sampler, setup.conditions, config.seed)
+    conditions = setup.conditions
+    directed = setup.scalarization == "focus" and conditions.with_preference
+    if directed and isinstance(conditions, Conditions):
+        sampler = Hindsight(sampler, conditions, config.seed)
     if not setup.replay:
         return sampler
     capacity = config.sampling.replay_capacity

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from gflow.conditions import PromptConditions
 from gflow.config import ConfigError, PolicySettings
 from gflow.mdp import Environment, Oracle
 
@@ -41,6 +42,7 @@ class Task:
         scalarization: what suits the task's rewards, unless the user says otherwise.
         record_every: every so many batches enter the store; above 1 where every object is new
             and costs nothing.
+        conditions: what the sampler is asked for, where that is more than preferences: prompts.
     """
 
     env: Environment
@@ -53,6 +55,7 @@ class Task:
     partial_rewards: bool = False
     scalarization: str = "weighted_sum"
     record_every: int = 1
+    conditions: PromptConditions | None = None
 
     def __post_init__(self) -> None:
         if not self.reference_point:
