@@ -125,9 +125,8 @@ class LangevinSearch(Resumable):
         device: torch.device | str = "cpu",
     ):
         if not policy.env.continuous:
-            raise ValueError(
-                f"Langevin search moves points, which {type(policy.env).__name__} has none of"
-            )
+            name = type(policy.env).__name__
+            raise ValueError(f"Langevin search moves points, and states of {name} are none")
         if min(size, every, chains, capacity) < 1 or not 0 <= burn_in < steps or step_size <= 0:
             raise ValueError(
                 "Langevin search needs size, every, chains and capacity of at least 1, "
