@@ -1,4 +1,4 @@
-"""The command line: train, resume, sample, report, fragments, tasks, methods, bench."""
+"""The command line; `COMMANDS` lists what it knows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Never
 
+from gflow.active.cli import propose, tell
+from gflow.active.settings import SessionConfig
 from gflow.config import ConfigError, RunConfig, one_sentence
 from gflow.importing import import_file
 
@@ -257,6 +259,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "fragments": fragments,
     "import": import_file,
+    "propose": propose,
+    "tell": tell,
     "tasks": tasks,
     "methods": methods,
     "bench": bench,
@@ -288,7 +292,10 @@ def build_parser() -> Any:
             command.add_class_arguments(RunConfig)
         else:
             for parameter in inspect.signature(function).parameters.values():
-                _add_parameter(command, function, parameter)
+                if parameter.kind is not parameter.VAR_KEYWORD:
+                    _add_parameter(command, function, parameter)
+        if name == "propose":
+            command.add_class_arguments(SessionConfig)
         subcommands.add_subcommand(name, command, help=first)
     return parser
 
@@ -351,12 +358,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _known_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all a user needs."""
+    from gflow.active.settings import SessionError
     from gflow.oracles import OracleError
     from gflow.report import ReportError
     from gflow.store import StoreError
     from gflow.training import CheckpointError, TrainingError
 
-    return (ConfigError, OracleError, ReportError, StoreError, CheckpointError, TrainingError)
+    stores = (StoreError, SessionError)
+    return (ConfigError, OracleError, ReportError, *stores, CheckpointError, TrainingError)
 
 
 if __name__ == "__main__":

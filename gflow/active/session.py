@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from gflow.active.features import Features, featurizer
+from gflow.active.files import Results, parser, read_results, write_plate
 from gflow.active.proposer import Proposer
 from gflow.active.rounds import Round, fit_surrogate
-from gflow.active.settings import SessionConfig
+from gflow.active.settings import SessionConfig, SessionError
 from gflow.config import ConfigError, load_settings, one_sentence, save_settings
 from gflow.mdp import Reward, States
 from gflow.oracles import OracleRunner
@@ -27,10 +28,6 @@ from gflow.training.checkpoint import list_checkpoints, write_atomically
 
 PROPOSED = "proposed"
 """Source of the objects that a session asked to be measured."""
-
-
-class SessionError(RuntimeError):
-    """A session that cannot go on; the message says what to do."""
 
 
 class Told(NamedTuple):
@@ -82,6 +79,7 @@ class Session:
     Attributes:
         rewards: the K rewards, measured ones first, then those the task computes.
         n_measured: how many of them are measured; all of them unless `config.measure` is set.
+        started_from: what was taken from `config.start`, where this call started the session.
 
     Raises:
         ConfigError: bad settings, or settings that differ from those of the folder's session.
@@ -93,16 +91,8 @@ class Session:
     ):
         self.folder = Path(folder)
         path = self.folder / "session.yaml"
-        fresh = not path.exists()
-        if config is None or not fresh:
-            saved = load_settings(SessionConfig(), path)
-            if config is not None and replace(config, threads=saved.threads) != saved:
-                raise ConfigError(
-                    f"{self.folder} holds a session with other settings, see {path}: leave the "
-                    "settings out to go on with it, or choose another folder"
-                )
-            config = saved
-        self.config = config
+        fresh = config is not None and not path.exists()
+        self.config = config = config if fresh and config is not None else self._saved(path, config)
         try:
             self.task = task or make_task(config.task, config.rewards, config.options)
         except (ValueError, OSError, ImportError) as error:
@@ -130,8 +120,33 @@ class Session:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.store = CandidateStore(self.folder / "candidates.sqlite", self.rewards)
+        self.started_from: str | None = None
         if fresh:
+            try:
+                self._start(config)
+            except BaseException:
+                self.close()
+                raise
+            # Last: until then the next call starts again.
             save_settings(config, path)
+
+    @staticmethod
+    def _saved(path: Path, config: SessionConfig | None) -> SessionConfig:
+        saved = load_settings(SessionConfig(), path)
+        kept, usual = asdict(saved), asdict(SessionConfig())
+        for name, value in asdict(config or saved).items():
+            if value not in (usual[name], kept[name]):
+                raise ConfigError(
+                    f"{path.parent} holds a session with {name} {kept[name]!r}, not {value!r}: "
+                    "leave it out to go on, or choose another folder"
+                )
+        return saved
+
+    def _start(self, config: SessionConfig) -> None:
+        if config.start is not None:
+            found = self.read(config.start)
+            self.started_from = found.account
+            self.tell(found.objects, found.values, found.reasons)
 
     def ask(self, n: int) -> list[Any]:
         """Propose a batch of `n` new objects and note them as pending.
@@ -232,6 +247,28 @@ class Session:
             len(last) - len(rows),
             [keys[i] for i in rows if keys[i] not in proposed],
         )
+
+    def read(self, path: str | Path) -> Results:
+        """Results from a file, as `tell` takes them; see `read_results`."""
+        parse = parser(self.task.env, self.task.kind)
+        return read_results(path, self.rewards[: self.n_measured], parse, self.key)
+
+    def undelivered(self) -> int | None:
+        """The earliest round whose batch no `deliver` has handed over."""
+        rounds = sorted({candidate.step for candidate in self._proposed()})
+        return next((number for number in rounds if not self._plate(number).exists()), None)
+
+    def deliver(self, number: int, path: Path) -> list[Candidate]:
+        """Write a round's batch to a CSV file, and keep a copy in the folder's `plates`."""
+        batch, measured = self.batch(number), self.rewards[: self.n_measured]
+        write_plate(path, batch, measured, self.task.kind)
+        # The copy comes last: it says that the batch was handed over.
+        self._plate(number).parent.mkdir(exist_ok=True)
+        write_plate(self._plate(number), batch, measured, self.task.kind)
+        return batch
+
+    def _plate(self, number: int) -> Path:
+        return self.folder / "plates" / f"round_{number:03d}.csv"
 
     @property
     def round(self) -> int:

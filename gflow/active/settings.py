@@ -13,6 +13,10 @@ SURROGATES = ("gp", "multitask", "ensemble")
 ACQUISITIONS = ("nehvi", "ucb")
 
 
+class SessionError(RuntimeError):
+    """A session that cannot go on; the message says what to do."""
+
+
 def _trainer() -> TrainerSettings:
     return TrainerSettings(clip_norm=10.0)
 
