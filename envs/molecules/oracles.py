@@ -47,7 +47,7 @@ _WINDOWS = {
     "rings": _Window(rdMolDescriptors.CalcNumRings, "", 1.0, 1e-5, "number of rings", "2..4"),
 }
 _PLAIN = ("qed", "sa", "sp3")
-NAMES = (*_PLAIN, *_WINDOWS, "similar", "guacamol", "seh")
+NAMES = (*_PLAIN, *_WINDOWS, "similar", "guacamol", "seh", "vina")
 """Rewards that need no code; "similar" takes a SMILES, "logp" and the like a range."""
 
 
@@ -93,7 +93,8 @@ class MoleculeOracle:
         `similar:SMILES`, Tanimoto similarity of Morgan counts of radius 2; `guacamol:TASK`, the
         components of a GuacaMol task (see `gflow.envs.molecules.guacamol`), or
         `guacamol:TASK:score`, their published mean; `seh:FILE`, the sEH proxy with the weights of
-        a file; and
+        a file; `vina:FILE`, minus the docking energy in units of 12 kcal/mol, with a configuration
+        file of AutoDock Vina; and
         `package.module:function`, your own function of a list of n SMILES that returns n numbers,
         larger being better. They must lie in 0..1 unless the function carries attributes `low` and
         `high`; `unit`, `description` and `seconds` are read likewise.
@@ -163,6 +164,8 @@ def _component(entry: str) -> _Component:
     name, colon, argument = entry.partition(":")
     if name == "seh":
         return _seh(argument)
+    if name == "vina":
+        return _docking(argument)
     if name in _WINDOWS:
         return _window(name, argument)
     if name == "similar":
@@ -269,7 +272,7 @@ _SEH_CHUNK = 128
 
 
 def _seh(path: str) -> _Component:
-    from gflow.envs.molecules.seh import SEHProxy, file_digest, graph_of
+    from gflow.envs.molecules.seh import SEHProxy, graph_of
 
     if not path:
         raise ValueError("reward 'seh' needs a file of weights, as in seh:weights.npz")
@@ -288,7 +291,25 @@ def _seh(path: str) -> _Component:
 
     what = "sEH docking proxy / 8 (Bengio et al., 2021)"
     reward = Reward("seh", high=_LARGEST_SEH, description=what)
-    return _Component(reward, 1.2e-3, of_mols=values, version=f"seh {file_digest(path)}")
+    return _Component(reward, 1.2e-3, of_mols=values, version=f"seh {_digest(path)}")
+
+
+def _docking(path: str) -> _Component:
+    from gflow.envs.molecules.docking import Docking, Pocket, vina
+
+    if not path:
+        raise ValueError("reward 'vina' needs a configuration file, as in vina:pocket.txt")
+    pocket = Pocket.load(path)
+    docking = Docking(pocket)
+    files = [_digest(file) for file in (path, pocket.receptor)]
+    reward = Reward("docking", "12 kcal/mol", flipped=True, description="-(Vina's binding energy)")
+    version = f"vina {vina().__version__} {' '.join(files)}"
+    return _Component(reward, docking.seconds, docking.reward, version=version)
+
+
+def _digest(path: str | Path) -> str:
+    """Twelve digits that identify the content of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def _user_function(module: str, name: str) -> _Component:
@@ -311,7 +332,6 @@ def _user_function(module: str, name: str) -> _Component:
     )
     version = entry
     if found.__file__ is not None:
-        digest = hashlib.sha256(Path(found.__file__).read_bytes()).hexdigest()
-        version = f"{entry} {digest[:12]}"
+        version = f"{entry} {_digest(found.__file__)}"
     seconds = float(getattr(function, "seconds", 1e-2))
     return _Component(reward, seconds, of_list=function, version=version)

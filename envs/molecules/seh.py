@@ -8,7 +8,6 @@ state is multiplied by the transpose of the file's third array, as in published 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,8 +175,3 @@ class SEHProxy:
         n_bonds = torch.tensor([len(graph.bonds) for graph in graphs])
         offset = torch.repeat_interleave(start, n_bonds)
         return x, [bonds[:, 0] + offset, bonds[:, 1] + offset, bonds[:, 2]], owner
-
-
-def file_digest(path: str | Path) -> str:
-    """Twelve digits that identify the content of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

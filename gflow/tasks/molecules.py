@@ -21,7 +21,7 @@ def molecules(
 
     Args:
         rewards: qed, sa, logp:1..4, tpsa:40..90, mw:200..450, rings:2..4, sp3, similar:SMILES,
-            guacamol:TASK, seh:FILE or package.module:function, separated by commas.
+            guacamol:TASK, seh:FILE, vina:FILE or package.module:function, separated by commas.
         vocabulary: file of fragments, see `gflow fragments`; the built-in ones by default.
         preset: full or irreducible (no fragment is a composite of others).
         max_fragments: largest number of fragments.
