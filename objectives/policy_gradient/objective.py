@@ -42,7 +42,10 @@ class PolicyGradient:
 
     Attributes:
         advantage: from reward vectors to advantages.
-        ratio: level of the importance ratio, a key of `RATIOS`.
+        ratio: level of the importance ratio, a key of `RATIOS`. Under "elbo", where steps are
+            terms of bounds on log p, surrogates of trajectories are divided by their lengths, and
+            so is the log-ratio to the reference, of which there is one for each trajectory (GDPO
+            for diffusion language models, 2025, arXiv 2510.08554).
         surrogate: key of `SURROGATES`.
         clip: absolute bounds of the ratio, low then high; for "is_clip4" those of positive, then
             of negative advantages; for "dyn_clip" the two epsilons of `dynamic_bounds`.
@@ -209,11 +212,14 @@ class PolicyGradient:
         value = -value
         if self.kl in KL_ESTIMATES:
             assert batch.log_pf_ref is not None
-            x = log_ratio(log_p, batch.log_pf_ref, mask)
-            weights = self._weights(mask, log_p.dtype, longest)
+            x, counted = log_ratio(log_p, batch.log_pf_ref, mask), mask
+            if self.ratio == "elbo":
+                x = x.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+                counted = mask.any(1, keepdim=True)
+            weights = self._weights(counted, log_p.dtype, longest)
             penalty = aggregate(KL_ESTIMATES[self.kl](x), weights)
             value = value + self.kl_weight * penalty
-            metrics["kl"] = mean_over(KL_ESTIMATES["k3"](x.detach()), mask)
+            metrics["kl"] = mean_over(KL_ESTIMATES["k3"](x.detach()), counted)
         if self.kl == "constraint":
             divergence = self._mean(k1(log_ratio(old, log_p, mask)), mask, weight)
             value = value + constraint(divergence, self.kl_bound, self.kl_weight)
@@ -257,6 +263,8 @@ class PolicyGradient:
             # One ratio for a whole trajectory, whose advantage is the same at every step.
             length = mask.sum(1, keepdim=True).clamp(min=1)
             advantage = torch.where(mask, advantage, 0.0).sum(1, keepdim=True) / length
+            if self.ratio == "elbo":
+                advantage = advantage / length
             mask = mask.any(1, keepdim=True)
         low: surrogates.Bound = 0.0
         high: surrogates.Bound = torch.inf

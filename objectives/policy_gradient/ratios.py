@@ -42,7 +42,7 @@ def sequence_geometric_token(log_p: Tensor, log_old: Tensor, mask: Tensor) -> Te
 
 
 def sequence_product(log_p: Tensor, log_old: Tensor, mask: Tensor) -> Tensor:
-    """Ratio of whole trajectories, [N, 1]; with bounds in place of log-probabilities, of those."""
+    """Ratio of whole trajectories, [N, 1]; of terms of bounds on log p it is that of the bounds."""
     return _exp(_difference(log_p, log_old, mask).sum(1, keepdim=True))
 
 
@@ -57,4 +57,5 @@ RATIOS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "seq_geo": sequence_geometric,
     "seq_geo_token": sequence_geometric_token,
     "seq_prod": sequence_product,
+    "elbo": sequence_product,
 }

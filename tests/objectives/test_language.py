@@ -1,0 +1,90 @@
+"""Objectives of masked diffusion language models: ratios of bounds, and rows of the catalog."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gflow.mdp import Condition, Evaluation, Trajectories
+from gflow.objectives.catalog.language import ROWS
+from gflow.objectives.policy_gradient import PolicyGradient
+from gflow.policies.masked_language import MaskedLikelihood
+from tests.policies.test_masked_language import draw, letters
+
+F64 = torch.float64
+LENGTHS = torch.tensor([3, 1, 2, 3])
+ADVANTAGE = torch.tensor([1.0, -1.0, 0.5, -0.5], dtype=F64)
+
+
+def batch_of(old, reference=None):
+    valid = torch.arange(3) < LENGTHS.unsqueeze(1)
+    condition = Condition(torch.zeros(4, 0), None, torch.ones(4, dtype=F64))
+    zeros = torch.zeros(4, 3, dtype=torch.int64)
+    return Trajectories(
+        torch.zeros(4, 4, 1, dtype=torch.int64), zeros, zeros, valid, condition,
+        log_pf_old=old, log_pf_ref=reference, rewards=ADVANTAGE.unsqueeze(1),
+        advantage=ADVANTAGE.unsqueeze(1) * valid,
+    )  # fmt: skip
+
+
+def loss_of(objective, log_pf, batch):
+    return objective.loss(Evaluation(log_pf, None, None, None, batch.valid), batch, 3)
+
+
+def terms(seed):
+    valid = torch.arange(3) < LENGTHS.unsqueeze(1)
+    drawn = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return torch.where(valid, drawn - 3, 0.0)
+
+
+def test_the_first_step_follows_the_bound_over_the_length():
+    old = terms(0)
+    log_pf = old.clone().requires_grad_()
+    objective = PolicyGradient(ratio="elbo", clip=(0.8, 1.2))
+    loss = loss_of(objective, log_pf, batch_of(old))
+    assert torch.isclose(loss.value, -(ADVANTAGE / LENGTHS).mean())
+    loss.value.backward()
+    valid = torch.arange(3) < LENGTHS.unsqueeze(1)
+    expected = -(ADVANTAGE / LENGTHS / 4).unsqueeze(1) * valid
+    assert torch.allclose(log_pf.grad, expected)
+
+
+def test_the_clipped_surrogate_of_bounds():
+    old, new = terms(0), terms(1)
+    ratio = (new - old).sum(1).exp()
+    assert (ratio > 1.2).any() and (ratio < 0.8).any()
+    surrogate = torch.minimum(ratio * ADVANTAGE, ratio.clamp(0.8, 1.2) * ADVANTAGE)
+    objective = PolicyGradient(ratio="elbo", clip=(0.8, 1.2))
+    found = loss_of(objective, new, batch_of(old)).value
+    assert torch.isclose(found, -(surrogate / LENGTHS).mean())
+
+
+def test_the_divergence_compares_bounds_per_token():
+    old, new, reference = terms(0), terms(1), terms(2)
+    objective = PolicyGradient(ratio="elbo", kl="k2", kl_weight=0.3)
+    with_kl = loss_of(objective, new, batch_of(old, reference)).value
+    without = loss_of(replace(objective, kl="none"), new, batch_of(old)).value
+    d = (new - reference).sum(1) / LENGTHS
+    assert torch.isclose(with_kl - without, 0.3 * (d.square() / 2).mean())
+
+
+@pytest.mark.parametrize(("name", "estimator"), [("gdpo_elbo", "elbo"), ("diffu_grpo", "one_step")])
+def test_the_rows_of_the_catalog_at_the_first_step(name, estimator):
+    method = {row.name: row for row in ROWS}[name]
+    policy = MaskedLikelihood(letters(reference=letters().model), estimator)
+    batch = draw(policy)
+    batch.group = torch.arange(24) // 6
+    generator = torch.Generator().manual_seed(0)
+    batch.rewards = torch.rand(24, 2, generator=generator, dtype=F64)
+    batch = method.objective.prepare(policy, batch)
+    # Group means only: no standard deviations.
+    total = batch.rewards.mean(1).view(4, 6)
+    better = (total - total.mean(1, keepdim=True)).flatten()
+    assert torch.allclose(batch.advantage[:, 0], better)
+    assert (batch.log_pf_ref - batch.log_pf_old).abs().max() < 1e-4
+    loss = method.objective(policy, batch)
+    each = better / batch.lengths if estimator == "elbo" else better * batch.lengths
+    norm = 24 if estimator == "elbo" else batch.lengths.sum()
+    assert torch.isclose(loss.value.double(), -each.sum() / norm, atol=1e-4)
+    loss.value.backward()
+    assert all(torch.isfinite(w.grad).all() for w in policy.parameters() if w.grad is not None)
