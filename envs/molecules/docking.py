@@ -216,7 +216,7 @@ def embedded(mol: Any, seed: int = 1) -> Any:
     """
     with rdBase.BlockLogs():
         mol = Chem.AddHs(mol)
-        settings = rdDistGeom.ETKDGv3()
+        settings: Any = rdDistGeom.ETKDGv3()
         settings.randomSeed = seed
         if rdDistGeom.EmbedMolecule(mol, settings) != 0:
             settings.useRandomCoords = True
