@@ -94,6 +94,8 @@ def _optimize(
     pool: int,
     points: int,
 ) -> None:
+    from botorch.utils.sampling import manual_seed
+
     code = genome(task.env)
     if not code.direct:
         raise ConfigError(
@@ -108,16 +110,18 @@ def _optimize(
         good = torch.isfinite(rewards).all(1)
         chosen = _most_telling(rewards, good, points, stream)
         x, y = code.features(genes[chosen]), rewards[chosen]
-        model = _fitted(x, y)
         candidates = _candidates(code, genes, rewards, good, pool, stream)
         if not len(candidates):
             return
         features = code.features(candidates)
         number = derive_seed(seed, "acquisition", len(genes))
-        if acquisition == "hypervolume":
-            picked = _by_hypervolume(model, x, reference, features, batch, together, number)
-        else:
-            picked = _by_scalarization(model, x, y, features, batch, together, number, stream)
+        # The library draws some of its own numbers from torch's global generator.
+        with manual_seed(number):
+            model = _fitted(x, y)
+            if acquisition == "hypervolume":
+                picked = _by_hypervolume(model, x, reference, features, batch, together, number)
+            else:
+                picked = _by_scalarization(model, x, y, features, batch, together, number, stream)
         new = candidates[picked]
         genes, rewards = torch.cat([genes, new]), torch.cat([rewards, ledger(code.states(new))])
 

@@ -71,11 +71,13 @@ def best_known_reference(task: Task, logs: Sequence[Log]) -> Reference | None:
 
 def _reference(task: Task, front: Tensor, members: frozenset[str], exact: bool) -> Reference:
     front = front.unique(dim=0)
-    return Reference(front, members, exact, float(_volume(task, front)))
+    return Reference(front, members, exact, _volume(task, front))
 
 
-def _volume(task: Task, rewards: Tensor) -> Tensor:
-    return hypervolume(rewards, torch.tensor(task.reference_point, dtype=rewards.dtype))
+def _volume(task: Task, rewards: Tensor) -> float:
+    """Hypervolume from the task's reference point; 0 where no point exceeds it."""
+    reference = torch.tensor(task.reference_point, dtype=rewards.dtype)
+    return float(hypervolume(rewards[(rewards > reference).all(1)], reference))
 
 
 def measure(
@@ -124,7 +126,7 @@ def quality(
     rewards = rewards[good]
     k = rewards.shape[1]
     front = rewards[non_dominated(rewards)]
-    volume = float(_volume(task, front))
+    volume = _volume(task, front)
     row = {"hypervolume": volume, "regret": 1 - volume / max(reference.volume, 1e-300)}
     row["igd_plus"] = float(igd_plus(front, reference.front))
     row["pc_entropy"] = float(pc_entropy(front, reference.front))
