@@ -50,15 +50,16 @@ def nas_bench_201(
     env, name = NASCell(), f"{dataset}_{split}"
     if nats:
         cells = env.decode(env.all_terminal_states())
-        table = {"cell": cells, name: accuracies(open_nats(path), cells, dataset, split, epochs)}
+        accuracy = accuracies(open_nats(path), cells, dataset, split, epochs)
     else:
         table = read_columns(path, ["cell", name])
+        cells, accuracy = table["cell"], table[name]
     try:
-        data = env.encode(table["cell"]).data
+        data = env.encode(cells).data
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     values = [
-        column(table[name]) / 100,
+        column(accuracy) / 100,
         1 - rescaled(flops(data).double()),
         1 - rescaled(parameters(data).double()),
     ]
@@ -67,4 +68,4 @@ def nas_bench_201(
         Reward("few FLOPs", flipped=True, description="multiply-adds, cheapest cell 1, dearest 0"),
         Reward("few parameters", flipped=True, description="weights, fewest 1, most 0"),
     )
-    return TableOracle(env, table["cell"], torch.stack(values, 1), rewards, path)
+    return TableOracle(env, cells, torch.stack(values, 1), rewards, path)

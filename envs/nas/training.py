@@ -176,14 +176,15 @@ class CellNetwork:
             part.view(seeds, *shape) for part, shape in zip(parts, self._shapes, strict=True)
         )
         x = images.expand(seeds, -1, -1, -1).unsqueeze(1)
-        x = self._cell(_convolve(x, next(weights), 3, False, seen), weights, seen)
-        if x is not None:
-            x = F.avg_pool3d(x.flatten(0, 1), (2, 2, 1)).unflatten(0, (seeds, CHANNELS))
-            x = self._cell(x, weights, seen)
-        *_, linear, bias = weights
-        if x is None:
-            return bias.view(seeds, CLASSES, 1).expand(-1, -1, images.shape[-1])
-        return torch.baddbmm(bias.squeeze(3), linear.squeeze(3), x.mean((2, 3)))
+        first = self._cell(_convolve(x, next(weights), 3, False, seen), weights, seen)
+        if first is None:
+            bias = self.weights[:, -CLASSES:].unsqueeze(2)
+            return bias.expand(-1, -1, images.shape[-1])
+        pooled = F.avg_pool3d(first.flatten(0, 1), (2, 2, 1)).unflatten(0, (seeds, CHANNELS))
+        last = self._cell(pooled, weights, seen)
+        assert last is not None  # both cells are the same
+        linear, bias = weights
+        return torch.baddbmm(bias.squeeze(3), linear.squeeze(3), last.mean((2, 3)))
 
     def _cell(self, x: Tensor, weights: Any, seen: int) -> Tensor | None:
         """One cell; nothing where its output is always zero."""
@@ -202,12 +203,12 @@ class CellNetwork:
 
 
 def _convolve(x: Tensor, weight: Tensor, kernel: int, relu: bool, seen: int) -> Tensor:
-    out: Tensor = _Convolution.apply(x, weight, kernel, relu, seen)
+    out: Tensor = _Convolution.apply(x, weight, kernel, relu, seen)  # type: ignore[no-untyped-call]
     return out
 
 
 def _pool(x: Tensor) -> Tensor:
-    out: Tensor = _AveragePool.apply(x)
+    out: Tensor = _AveragePool.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
