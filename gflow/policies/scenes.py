@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gflow.envs.denoising.shapes import FIELD_SIZES, SPACES
 from gflow.policies.networks import PromptMLP, PromptUNet
@@ -46,3 +47,23 @@ def save_base(network: nn.Module, path: str) -> None:
 
     weights = network.state_dict()
     save_file({name: value.half().contiguous() for name, value in weights.items()}, path)
+
+
+class ValueNetwork(nn.Module):
+    """V(x, t, prompt): what a scene network's point of the path is worth, [n].
+
+    Args:
+        space: key of `SPACES`.
+        numbers: numbers that follow the prompt in the condition's encoding.
+        seed: seeds the weights; it starts at 0.
+    """
+
+    def __init__(self, space: str, numbers: int = 0, seed: int = 0):
+        super().__init__()
+        size = math.prod(SPACES[space].state_shape)
+        self.body = PromptMLP(size, FIELD_SIZES, numbers, width=128, depth=2, seed=seed)
+
+    def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
+        """Values [n]."""
+        values: Tensor = self.body(x.flatten(1), t, encoding).mean(1)
+        return values

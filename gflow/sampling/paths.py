@@ -8,7 +8,7 @@ correct it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from gflow.conditions import Conditions, PromptConditions
-from gflow.envs.denoising.environment import Denoising
 from gflow.envs.denoising.schedules import flow
 from gflow.envs.denoising.steps import dpm_multistep
 from gflow.mdp import Condition, States, Trajectories, concat_trajectories
@@ -102,7 +101,7 @@ class OnPaths(Resumable):
         batch_size: paths per batch, a multiple of `group_size`.
         seed: seeds this strategy's own generators.
         group_size: paths that share a condition.
-        window: which steps have noise.
+        window: which steps have noise; a `Window` or its settings.
         shared: what a group shares: "nothing", its starting "noise", or the "prefix", a
             deterministic path up to the first step with noise.
         trunks: deterministic paths of a group with a shared prefix; branches spread evenly.
@@ -110,7 +109,7 @@ class OnPaths(Resumable):
             is the credit of that step alone (TempFlow-GRPO, 2508.04324). A batch is as many times
             larger as the window has steps.
         share: share of the steps with noise, drawn for each path, that it learns from.
-        compression: how to walk what follows the window.
+        compression: how to walk what follows the window; a `Compression` or its settings.
         device: where to roll out.
         dtype: dtype of conditions and noise.
 
@@ -129,12 +128,12 @@ class OnPaths(Resumable):
         seed: int,
         *,
         group_size: int = 1,
-        window: Window = Window(),  # noqa: B008  (frozen)
+        window: Window = Window(),
         shared: str = "nothing",
         trunks: int = 1,
         separate: bool = False,
         share: float = 1.0,
-        compression: Compression | None = None,
+        compression: Compression | Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
@@ -150,6 +149,10 @@ class OnPaths(Resumable):
             raise ValueError("paths need a schedule from noise with deterministic steps beside it")
         self.stream = ConditionStream(conditions, batch_size, group_size, seed, dtype)
         self.policy, self.env, self.score = policy, policy.env, score
+        # Settings of the catalog are plain values.
+        window = Window(**window) if isinstance(window, Mapping) else window
+        if isinstance(compression, Mapping):
+            compression = Compression(**compression)
         self.group_size, self.window, self.shared = group_size, window, shared
         self.trunks, self.separate, self.share = trunks, separate, share
         self.compression, self.device = compression, device

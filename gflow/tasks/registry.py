@@ -14,7 +14,7 @@ from torch import nn
 
 from gflow.conditions import PromptConditions
 from gflow.config import ConfigError, PolicySettings
-from gflow.mdp import Environment, Oracle
+from gflow.mdp import Environment, Oracle, Trajectories
 
 
 class MakePolicy(Protocol):
@@ -34,7 +34,8 @@ class Task:
         env: the environment.
         oracle: reward vectors of its objects (or states).
         make_policy: the default network.
-        kind: how objects are drawn and exported: "molecule", "point" or "text".
+        kind: how objects are drawn and exported: "molecule", "point", "image" (with its
+            prompt) or "text".
         key: canonical key of an object.
         reference_point: where the hypervolume is measured from, one number per reward.
         inverse_temperature: what suits the task's rewards, unless the user says otherwise.
@@ -43,6 +44,8 @@ class Task:
         record_every: every so many batches enter the store; above 1 where every object is new
             and costs nothing.
         conditions: what the sampler is asked for, where that is more than preferences: prompts.
+        describe: objects of a batch of trajectories, where they depend on what was asked for;
+            `env.decode` by default.
     """
 
     env: Environment
@@ -56,11 +59,16 @@ class Task:
     scalarization: str = "weighted_sum"
     record_every: int = 1
     conditions: PromptConditions | None = None
+    describe: Callable[[Trajectories], list[Any]] | None = None
 
     def __post_init__(self) -> None:
         if not self.reference_point:
             zeros = tuple(min(reward.low, 0.0) for reward in self.oracle.rewards)
             object.__setattr__(self, "reference_point", zeros)
+
+    def objects(self, batch: Trajectories) -> list[Any]:
+        """The objects that trajectories lead to."""
+        return self.describe(batch) if self.describe else self.env.decode(batch.terminal)
 
 
 TASKS: dict[str, Callable[..., Task]] = {}

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from gflow.kernels import AffineGaussian
 from gflow.mdp import Loss, Policy, States, Trajectories
+from gflow.objectives.policy_gradient.advantages import advantage, weighted_total
 from gflow.objectives.policy_gradient.paths import (
     POWERS,
     WEIGHTS,
     StepTable,
-    clipped,
     mean_shift,
     ratio_powers,
     step_weights,
 )
+from gflow.objectives.policy_gradient.surrogates import ppo_clip
 from gflow.objectives.term import check_choice
 
 
@@ -26,23 +27,22 @@ from gflow.objectives.term import check_choice
 class PathGradient:
     """Clipped policy gradient over the steps that were drawn with noise.
 
-    Loss: mean over these steps of w_k max(-A rho, -A clip(rho)) + kl_weight KL_k, with
+    Loss: mean over these steps of -w_k min(A rho, A clip(rho)) + kl_weight KL_k, with
     rho = exp(kappa_k (log p - log p_old + centering)). The expectation of its gradient is that of
     the mean reward when advantages are centered rewards, at the policy that sampled.
 
     Attributes:
-        spread: what centered rewards are divided by: the standard deviation of the "group", of the
-            "batch", or "none".
-        ddof: 1 for the unbiased standard deviation, else 0.
-        epsilon: added to it.
-        combine: several rewards are "summed" before they are standardized, or their "advantages"
-            are.
+        combine: see `advantages.advantage`; weights are the condition's preference, or even.
+        baseline: likewise, or "value": the policy's log F head as V(x_t, t, c), which is regressed
+            on the reward.
+        scale: likewise.
+        eps: added to the standard deviation.
+        ddof: 1 for the unbiased one, else 0.
         bound: largest advantage, either sign.
-        baseline: "group" mean, or "value": the policy's log F head as V(x_t, t, c), regressed on
-            the reward.
         value_weight: weight of that regression.
         clip: smallest and largest ratio.
-        pessimistic: see `clipped`.
+        pessimistic: the smaller of the clipped and the plain gain counts, as in PPO; otherwise only
+            the clipped one, which has no gradient outside the bounds in either direction.
         power: see `ratio_powers`.
         centered: correct the log-ratio's mean, see `mean_shift`.
         weight: see `step_weights`.
@@ -50,12 +50,12 @@ class PathGradient:
         kl_scale: "exact", or "time" to multiply it by the step's length, as Flow-GRPO's release.
     """
 
-    spread: str = "group"
+    combine: str = "sum_then_norm"
+    baseline: str = "group_mean"
+    scale: str = "group_std"
+    eps: float = 1e-8
     ddof: int = 1
-    epsilon: float = 1e-8
-    combine: str = "sum"
     bound: float = 5.0
-    baseline: str = "group"
     value_weight: float = 0.5
     clip: tuple[float, float] = (1 - 1e-4, 1 + 1e-4)
     pessimistic: bool = True
@@ -66,9 +66,9 @@ class PathGradient:
     kl_scale: str = "exact"
 
     def __post_init__(self) -> None:
-        check_choice("spread", self.spread, ("group", "batch", "none"))
-        check_choice("combine", self.combine, ("sum", "advantages"))
-        check_choice("baseline", self.baseline, ("group", "value"))
+        check_choice("combine", self.combine, ("sum_then_norm", "norm_then_sum"))
+        check_choice("baseline", self.baseline, ("none", "group_mean", "leave_one_out", "value"))
+        check_choice("scale", self.scale, ("none", "group_std", "batch_std"))
         check_choice("power", self.power, POWERS)
         check_choice("weight", self.weight, WEIGHTS)
         check_choice("kl_scale", self.kl_scale, ("exact", "time"))
@@ -83,10 +83,11 @@ class PathGradient:
 
     def prepare(self, policy: Policy, batch: Trajectories) -> Trajectories:
         """Set advantages, and the old means where ratios are centered."""
-        reward, advantage = self.advantages(batch)
-        spread = batch.valid.to(advantage.dtype)
-        batch = replace(batch, advantage=advantage.unsqueeze(1) * spread)
-        batch.value_target = reward.unsqueeze(1) * spread
+        better = self._advantages(batch)
+        spread = batch.valid.to(better.dtype)
+        batch = replace(batch, advantage=better.unsqueeze(1) * spread)
+        if self.baseline == "value":
+            batch.value_target = _scalar(batch).unsqueeze(1) * spread
         if self.centered:
             row, column = _trained(batch)
             means = torch.zeros_like(batch.states[:, 1:])
@@ -110,7 +111,7 @@ class PathGradient:
             std = table.s[column].view(-1, *[1] * (like.ndim - 1))
             log_ratio = log_ratio + mean_shift(like, batch.mean_old[row, column], std)
         log_ratio = log_ratio * ratio_powers(self.power, table)[column]
-        advantage = batch.advantage[row, column].to(like.dtype)
+        better = batch.advantage[row, column].to(like.dtype)
         metrics: dict[str, Tensor] = {}
         value_loss: Tensor | float = 0.0
         if self.baseline == "value":
@@ -119,24 +120,27 @@ class PathGradient:
             if value is None:
                 raise ValueError("the baseline needs V(x, t, c): build the policy with flow=")
             error = batch.value_target[row, column].to(like.dtype) - value
-            advantage = error.detach()
+            better = error.detach()
             value_loss = self.value_weight * error.square().mean()
             metrics["value_error"] = error.detach().square().mean()
         weight = step_weights(self.weight, table, trained)[column]
-        advantage = advantage.clamp(-self.bound, self.bound)
-        terms = weight * clipped(log_ratio, advantage, *self.clip, self.pessimistic)
-        loss = terms.mean() + value_loss
-        with torch.no_grad():
-            ratio = log_ratio.exp()
-            metrics["clipped"] = ((ratio < self.clip[0]) | (ratio > self.clip[1])).to(like).mean()
-            metrics["log_ratio_spread"] = log_ratio.std()
+        better = better.clamp(-self.bound, self.bound)
+        ratio, (low, high) = log_ratio.exp(), self.clip
+        if self.pessimistic:
+            gain = ppo_clip(ratio, better, low, high)
+        else:
+            gain = ratio.clamp(low, high) * better
+        loss = value_loss - (weight * gain).mean()
+        outside = (ratio.detach() < low) | (ratio.detach() > high)
+        metrics["clipped"] = outside.to(like).mean()
+        metrics["log_ratio_spread"] = log_ratio.detach().std()
         if batch.rewards is not None:
             metrics["reward"] = _scalar(batch).mean()
         if self.kl_weight:
             divergence = self._divergence(policy, batch, row, column, kernel, table)
             loss = loss + self.kl_weight * divergence
             metrics["kl"] = divergence.detach()
-        return Loss(loss, metrics, len(terms))
+        return Loss(loss, metrics, len(row))
 
     def _divergence(
         self,
@@ -155,34 +159,21 @@ class PathGradient:
             divergence = divergence * table.h[column]
         return divergence.mean()
 
-    def advantages(self, batch: Trajectories) -> tuple[Tensor, Tensor]:
-        """Scalar rewards [B], and what is better than expected, [B]."""
-        assert batch.rewards is not None and batch.group is not None
-        weights = _weights(batch)
-        reward = _scalar(batch)
-        if self.combine == "sum":
-            return reward, self._standardized(reward, batch.group)
-        parts = [self._standardized(column, batch.group) for column in batch.rewards.unbind(1)]
-        return reward, (weights * torch.stack(parts, 1)).sum(1)
-
-    def _standardized(self, reward: Tensor, group: Tensor) -> Tensor:
-        return standardized(reward, group, self.spread, self.ddof, self.epsilon)
-
-
-def standardized(
-    reward: Tensor, group: Tensor, spread: str = "group", ddof: int = 1, epsilon: float = 1e-8
-) -> Tensor:
-    """Rewards [B] less their group's mean, over a standard deviation plus epsilon."""
-    _, member, count = group.unique(return_inverse=True, return_counts=True)
-    size = count.to(reward.dtype)
-    mean = torch.zeros_like(size).index_add_(0, member, reward) / size
-    centered = reward - mean[member]
-    if spread == "none":
-        return centered
-    if spread == "batch":
-        return centered / (reward.std(correction=ddof) + epsilon)
-    square = torch.zeros_like(size).index_add_(0, member, centered.square())
-    return centered / ((square / (size - ddof).clamp(min=1)).sqrt() + epsilon)[member]
+    def _advantages(self, batch: Trajectories) -> Tensor:
+        """What is better than expected in each path, [B]."""
+        if batch.rewards is None or batch.group is None:
+            raise ValueError("policy gradients need rewards and groups: score the batch first")
+        return advantage(
+            batch.rewards,
+            batch.group,
+            batch.lengths,
+            combine=self.combine,
+            baseline="none" if self.baseline == "value" else self.baseline,
+            scale=self.scale,
+            weights=_weights(batch),
+            eps=self.eps,
+            ddof=self.ddof,
+        )
 
 
 def step_table(policy: Policy) -> StepTable:
@@ -233,4 +224,4 @@ def _weights(batch: Trajectories) -> Tensor:
 
 def _scalar(batch: Trajectories) -> Tensor:
     assert batch.rewards is not None
-    return (_weights(batch) * batch.rewards).sum(1)
+    return weighted_total(batch.rewards, _weights(batch))

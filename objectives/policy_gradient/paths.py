@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -75,6 +76,21 @@ def gradient_coefficients(table: StepTable, powers: Tensor, weights: Tensor) -> 
     return weights * powers * table.b.abs() / table.s
 
 
+def scaled_clip(
+    clip: tuple[float, float], size: int, tuned_at: int = 65_536
+) -> tuple[float, float]:
+    """Clip bounds for points of another size: log-ratios of means spread as 1 / sqrt(size).
+
+    Args:
+        clip: smallest and largest ratio.
+        size: numbers in a point.
+        tuned_at: numbers in a point where the bounds were chosen.
+    """
+    factor = math.sqrt(tuned_at / size)
+    low, high = clip
+    return max(1 - factor * (1 - low), 0.0), 1 + factor * (high - 1)
+
+
 def mean_shift(mean: Tensor, old: Tensor, std: Tensor) -> Tensor:
     """Squared distance of two means in standard deviations, halved, mean over coordinates, [n].
 
@@ -82,21 +98,3 @@ def mean_shift(mean: Tensor, old: Tensor, std: Tensor) -> Tensor:
     old one.
     """
     return 0.5 * ((mean - old) / std).square().flatten(1).mean(1)
-
-
-def clipped(
-    log_ratio: Tensor, advantage: Tensor, low: float, high: float, pessimistic: bool = True
-) -> Tensor:
-    """The loss of each step: -A rho, with rho held within [low, high].
-
-    Args:
-        log_ratio: [n], new minus old.
-        advantage: [n].
-        low: smallest ratio.
-        high: largest ratio.
-        pessimistic: the larger of the clipped and the plain loss, as in PPO; otherwise only the
-            clipped one, which has no gradient outside the bounds in either direction (DPOK).
-    """
-    ratio = log_ratio.exp()
-    held = -advantage * ratio.clamp(low, high)
-    return torch.maximum(-advantage * ratio, held) if pessimistic else held

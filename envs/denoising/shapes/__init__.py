@@ -5,7 +5,7 @@ decides whether a picture follows them. `scenevec` writes a scene as 32 numbers,
 picture of 16 x 16 pixels.
 """
 
-from gflow.envs.denoising.shapes.checks import Alignment, Detections, alignment
+from gflow.envs.denoising.shapes.checks import Alignment, Detections, alignment, scene_text
 from gflow.envs.denoising.shapes.oracle import REWARDS, SPACES, SceneRewards, Space
 from gflow.envs.denoising.shapes.prompts import (
     FIELD_SIZES,
@@ -15,6 +15,7 @@ from gflow.envs.denoising.shapes.prompts import (
     held_out,
     novel_prompts,
     prompt_text,
+    prompt_texts,
     train_prompts,
 )
 from gflow.envs.denoising.shapes.scenes import Scenes, sample_scenes
@@ -35,6 +36,8 @@ __all__ = [
     "held_out",
     "novel_prompts",
     "prompt_text",
+    "prompt_texts",
     "sample_scenes",
+    "scene_text",
     "train_prompts",
 ]

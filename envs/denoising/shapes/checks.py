@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gflow.envs.denoising.shapes.prompts import COLOR, COUNT, POSITION, RELATION, TWO
+from gflow.envs.denoising.shapes.prompts import (
+    COLOR,
+    COLORS,
+    COUNT,
+    POSITION,
+    QUADRANTS,
+    RELATION,
+    SHAPES,
+    TWO,
+)
 
 APART = 3.0
 """Pixels between two centers from which one object is left of, or above, another."""
@@ -97,3 +106,14 @@ def share(seen: Detections, condition: Tensor, dtype: torch.dtype = torch.float3
     """The share of found objects for which `condition` [n, M] holds, 0 where none is found; [n]."""
     total = seen.found.sum(1)
     return (seen.found & condition).sum(1).to(dtype) / total.clamp(min=1)
+
+
+def scene_text(seen: Detections) -> list[str]:
+    """The objects of each picture in words, by quadrants."""
+    texts = []
+    columns = (seen.found, seen.quadrant, seen.color, seen.shape)
+    for rows in zip(*(column.tolist() for column in columns), strict=True):
+        things = sorted((q, c, s) for there, q, c, s in zip(*rows, strict=True) if there)
+        words = [f"{COLORS[c]} {SHAPES[s]} {QUADRANTS[q]}" for q, c, s in things]
+        texts.append(", ".join(words) or "nothing")
+    return texts

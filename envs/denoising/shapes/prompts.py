@@ -90,6 +90,11 @@ def prompt_text(row: Sequence[int]) -> str:
     return ""
 
 
+def prompt_texts(encoding: Tensor) -> list[str]:
+    """The prompts that encodings [n, 8 + ...] begin with, in words."""
+    return [prompt_text(row) for row in encoding[:, : len(FIELDS)].long().tolist()]
+
+
 def find_prompts(texts: Sequence[str]) -> Tensor:
     """The rows of prompts given in words, [n, 8].
 

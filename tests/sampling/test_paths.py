@@ -1,0 +1,284 @@
+"""Denoising paths for policy gradients: windows, what groups share, and the rest of the way."""
+
+import pytest
+import torch
+from torch import nn
+
+from gflow.conditions import PromptConditions
+from gflow.envs.denoising.schedules import flow
+from gflow.envs.denoising.steps import time_grid
+from gflow.mdp import States
+from gflow.policies.denoiser import DenoiserPolicy, on_schedule
+from gflow.sampling.paths import Compression, OnPaths, Window
+from tests import gauss1d
+
+STEPS = 6
+
+
+class Pull(nn.Module):
+    """Towards a point that the prompt names."""
+
+    def __init__(self):
+        super().__init__()
+        self.strength = nn.Parameter(torch.tensor(0.7))
+        self.calls = 0
+
+    def forward(self, x, t, encoding):
+        self.calls += 1
+        return (x - encoding[:, :1]) * self.strength
+
+
+def make(steps=STEPS, size=3, sampler="flow_sde", shift=1.0):
+    env = flow((size,), time_grid(steps, shift), sampler)
+    return DenoiserPolicy(env, Pull(), condition_size=1, reduction="mean")
+
+
+def score(batch):
+    batch.rewards = batch.terminal.data[:, :1]
+    return batch
+
+
+def strategy(policy=None, batch_size=8, group_size=4, seed=0, prompts=5, **options):
+    conditions = PromptConditions(prompts)
+    return OnPaths(
+        policy or make(), conditions, score, batch_size, seed, group_size=group_size, **options
+    )
+
+
+def number(mask):
+    return mask.nonzero().flatten().tolist()
+
+
+def test_all_steps_but_the_last():
+    random = torch.Generator().manual_seed(0)
+    assert number(Window().mask(10, 0, random)) == list(range(9))
+
+
+def test_sliding_windows_visit_every_place_in_turn():
+    window = Window("sliding", size=4, every=25)
+    random = torch.Generator().manual_seed(0)
+    found = {update: number(window.mask(25, update, random)) for update in range(1000)}
+    assert found[0] == found[24] == [0, 1, 2, 3] and found[25] == [1, 2, 3, 4]
+    assert found[475] == [19, 20, 21, 22]
+    # None is ever cut short, and after the last place it starts again.
+    assert found[500] == [20, 21, 22, 23] and found[525] == [0, 1, 2, 3]
+    assert all(len(steps) == 4 for steps in found.values())
+    fast = Window("sliding", size=2, every=3, stride=2)
+    assert [number(fast.mask(10, u, random))[0] for u in (0, 2, 3, 6, 9, 12)] == [0, 0, 2, 4, 6, 0]
+
+
+def test_random_windows_are_even_over_their_range():
+    window = Window("random", size=2, before=5)
+    random = torch.Generator().manual_seed(0)
+    starts = torch.tensor([number(window.mask(10, 0, random))[0] for _ in range(4000)])
+    share = torch.bincount(starts, minlength=4) / 4000
+    assert len(share) == 4 and (share - 0.25).abs().max() < 0.03
+    # A window of all trainable steps is no choice at all.
+    assert number(Window("random", size=9).mask(10, 0, random)) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("steps", "first", "share", "points"),
+    [(25, 4, 0.4, 8), (25, 4, 0.2, 4), (16, 4, 0.4, 5), (10, 9, 0.1, 2)],
+)
+def test_compressed_grids(steps, first, share, points):
+    times = Compression(share).times(steps, first)
+    assert len(times) == points and float(times[-1]) == 0
+    assert float(times[0]) == pytest.approx(1 - first / steps)
+    assert (times.diff() + times[0] / (points - 1)).abs().max() < 1e-12
+    shifted = Compression(share, shift=3.0).times(steps, first)
+    assert float(shifted[0]) == pytest.approx(float(time_grid(steps, 3.0)[first]))
+
+
+def test_steps_outside_the_window_are_eulers():
+    policy = make()
+    batch = strategy(policy, window=Window("random", size=2))()
+    times = time_grid(STEPS).float()
+    window = number(batch.stochastic[0])
+    assert len(window) == 2 and (batch.stochastic == batch.stochastic[0]).all()
+    table = policy.env.quiet
+    for k in range(STEPS):
+        x, x_next = batch.states[:, k + 1], batch.states[:, k + 2]
+        with torch.no_grad():
+            v = policy.network(x, times[k].expand(len(x)), batch.condition.encoding)
+        euler = torch.addcmul(table.a[k].float() * x, table.b[k].float(), v)
+        assert torch.equal(euler, x_next) == (k + 1 not in window)
+
+
+def test_old_log_probabilities_are_those_of_the_full_schedule():
+    policy = make()
+    for options in (
+        {},
+        {"window": Window("sliding", size=3)},
+        {"shared": "noise"},
+        {"shared": "prefix", "window": Window("random", size=2)},
+        {"shared": "prefix", "separate": True},
+        {"window": Window("sliding", size=2), "compression": Compression()},
+    ):
+        batch = strategy(policy, **options)()
+        row, column = batch.stochastic.nonzero(as_tuple=True)
+        states = States(batch.states[row, column], column, torch.zeros_like(row, dtype=torch.bool))
+        kernel = policy.step(states, batch.condition.rows(row))
+        again = kernel.log_prob(batch.states[row, column + 1])
+        assert (again - batch.log_pf_old[row, column]).abs().max() < 1e-6
+        assert batch.states.shape[1] == STEPS + 2 and batch.valid.all()
+        assert not batch.stochastic[:, -1].any() and not batch.stochastic[:, 0].any()
+
+
+def same_within_groups(values, batch):
+    """Whether rows of one group are equal, and whether any two groups are."""
+    first = {}
+    inside = outside = False
+    for row, group in zip(values, batch.group.tolist(), strict=True):
+        if group in first:
+            inside |= not torch.equal(row, first[group])
+        else:
+            outside |= any(torch.equal(row, other) for other in first.values())
+            first[group] = row
+    return not inside, outside
+
+
+def test_groups_share_what_they_should():
+    nothing = strategy()()
+    assert same_within_groups(nothing.states[:, 1], nothing) == (False, False)
+    noise = strategy(shared="noise")()
+    assert same_within_groups(noise.states[:, 1], noise) == (True, False)
+    assert same_within_groups(noise.states[:, 2], noise) == (False, False)
+    prefix = strategy(shared="prefix", window=Window("random", size=1))()
+    first = number(prefix.stochastic[0])[0]
+    assert same_within_groups(prefix.states[:, first], prefix) == (True, False)
+    assert same_within_groups(prefix.states[:, first + 1], prefix) == (False, False)
+
+
+def test_separate_steps_branch_from_one_path():
+    batch = strategy(shared="prefix", separate=True, trunks=2, group_size=4)()
+    # Two prompts, five steps with noise, four branches each.
+    assert batch.n == 2 * 5 * 4 and len(batch.group.unique()) == 10
+    assert (batch.stochastic.sum(1) == 1).all()
+    for group in batch.group.unique():
+        rows = batch.rows(batch.group == group)
+        step = number(rows.stochastic[0])[0]
+        assert (rows.stochastic == rows.stochastic[0]).all()
+        assert (rows.condition.encoding == rows.condition.encoding[0]).all()
+        # Two trunks with two branches each.
+        assert torch.equal(rows.states[0, : step + 1], rows.states[1, : step + 1])
+        assert torch.equal(rows.states[2, : step + 1], rows.states[3, : step + 1])
+        assert not torch.equal(rows.states[0, 1], rows.states[2, 1])
+        assert len(rows.states[:, step + 1].unique(dim=0)) == 4
+    # Branches of every step leave the same trunk.
+    steps = batch.stochastic.int().argmax(1)
+    ones = [batch.rows(steps == k).states[0] for k in steps.unique()]
+    assert all(torch.equal(ones[-1][:2], path[:2]) for path in ones)
+
+
+def test_branches_credit_their_own_noise_exactly():
+    policy = gauss1d.make(steps=5)
+    walk = OnPaths(
+        policy, PromptConditions(1), score, 4000, 0, group_size=4000, shared="prefix",
+        trunks=4000, separate=True, dtype=torch.float64,
+    )  # fmt: skip
+    batch = walk()
+    steps = batch.stochastic.int().argmax(1)
+    c = gauss1d.slope(time_grid(5)[:-1])
+    for k in range(4):
+        rows = batch.rows(steps == k + 1)
+        x, after = rows.states[:, k + 1], rows.states[:, k + 2]
+        states = States(x, torch.full((rows.n,), k + 1), torch.zeros(rows.n, dtype=torch.bool))
+        kernel = policy.step(states, rows.condition)
+        noise = ((after - kernel.mean) / kernel.std).squeeze(1)
+        exact = float(policy.env.forward.s[k + 1] * (1 - 0.2 * c[k + 1 :]).prod())
+        reward = rows.rewards.squeeze(1)
+        # The rest of the way is linear, so the reward is linear in the noise and the start.
+        start = rows.states[:, 1].squeeze(1)
+        design = torch.stack([torch.ones_like(noise), start, noise], 1)
+        found = torch.linalg.lstsq(design, reward.unsqueeze(1)).solution[2, 0]
+        assert float(found) == pytest.approx(exact, rel=1e-9)
+
+
+def test_a_share_of_the_steps_is_learned_from():
+    batch = strategy(share=0.6, batch_size=400, group_size=400)()
+    kept = batch.stochastic[:, 1:-1]
+    assert (kept.sum(1) == 3).all() and not batch.stochastic[:, -1].any()
+    assert (kept.double().mean(0) - 0.6).abs().max() < 0.1
+    assert len(kept.unique(dim=0)) == 10
+    assert strategy(share=1.0)().stochastic[:, 1:-1].all()
+
+
+def test_compression_saves_network_calls_and_ends_at_data():
+    policy = make(steps=25)
+    window = Window("sliding", size=4)
+    strategy(policy, window=window)()
+    full, policy.network.calls = policy.network.calls, 0
+    batch = strategy(policy, window=window, compression=Compression(0.4))()
+    assert full == 25
+    # The window, the estimate before the solver starts, and seven steps of the solver.
+    assert policy.network.calls == 4 + 1 + 7
+    assert number(batch.stochastic[0]) == [1, 2, 3, 4]
+    assert torch.equal(batch.states[:, 6], batch.terminal.data)
+    assert not torch.equal(batch.states[:, 5], batch.terminal.data)
+
+
+def test_the_solver_is_more_exact_than_euler():
+    policy = gauss1d.make(steps=100)
+    walk = OnPaths(
+        policy, PromptConditions(1), score, 4, 0, compression=Compression(0.2), dtype=torch.float64
+    )
+    x = torch.tensor([[-1.0], [0.0], [1.0], [2.0]], dtype=torch.float64)
+    condition = PromptConditions(1).make(torch.zeros(4, dtype=torch.int64), torch.float64)
+    # The flow of a normal variable keeps its standardized value.
+    t = 0.9
+    spread = ((1 - t) ** 2 * gauss1d.SPREAD**2 + t**2) ** 0.5
+    exact = gauss1d.MEAN + gauss1d.SPREAD * (x - (1 - t) * gauss1d.MEAN) / spread
+    times = torch.linspace(t, 0, 21, dtype=torch.float64)
+    silent = policy.env.only(torch.zeros(100, dtype=torch.bool))
+    before = x + 0.01 * policy.predict(x, torch.full((4,), t).double(), condition.encoding)
+    policy.network = _Exact()
+    error = {}
+    error["solver"] = (walk.solve(x, times, condition, (10, before)) - exact).abs().max()
+    grid = flow((1,), times, "euler")
+    with on_schedule(policy, grid):
+        states = States(x, torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool))
+        for _ in range(20):
+            states = grid.step(states, policy.step(states, condition).mean)
+    error["euler"] = (states.data - exact).abs().max()
+    assert silent.deterministic
+    assert error["solver"] < 0.2 * error["euler"] and error["solver"] < 0.02
+
+
+class _Exact(nn.Module):
+    def forward(self, x, t, encoding):
+        t = t.unsqueeze(1)
+        return gauss1d.slope(t) * (x - (1 - t) * gauss1d.MEAN) - gauss1d.MEAN
+
+
+def test_a_resumed_strategy_goes_on_exactly():
+    options = {"window": Window("sliding", size=2, every=2), "shared": "prefix", "share": 0.5}
+    walk = strategy(**options)
+    for _ in range(3):
+        walk()
+    state = walk.state_dict()
+    wanted = [walk() for _ in range(3)]
+    again = strategy(seed=1, **options)
+    again.load_state_dict(state)
+    for batch in wanted:
+        other = again()
+        assert torch.equal(batch.states, other.states)
+        assert torch.equal(batch.stochastic, other.stochastic)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for options, words in (
+        ({"shared": "everything"}, "unknown share"),
+        ({"separate": True}, "only on a shared prefix"),
+        ({"shared": "prefix", "trunks": 3}, "4 paths cannot branch evenly from 3 trunks"),
+        ({"share": 0.0}, "must lie in"),
+        ({"batch_size": 6}, "no multiple"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            strategy(**options)
+    with pytest.raises(ValueError, match="unknown window"):
+        Window("some")
+    with pytest.raises(ValueError, match="at least 1"):
+        Window("random")
+    with pytest.raises(ValueError, match="does not fit"):
+        strategy(window=Window("random", size=6))()
