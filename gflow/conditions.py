@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -206,6 +207,41 @@ class PromptConditions:
         if self.preferences is not None:
             further = self.preferences.sample(n, generator, dtype)
         return self.make(torch.cat(drawn)[:n], dtype, further)
+
+
+@dataclass(frozen=True)
+class PooledConditions:
+    """Conditions drawn once, and asked for again and again.
+
+    Statistics that are kept of every condition need conditions that come back.
+
+    Attributes:
+        conditions: what the pool was drawn from.
+        pool: the n conditions.
+        priority: weights [n] by which they are drawn, from the pool; evenly where it is None.
+    """
+
+    conditions: Conditions | PromptConditions
+    pool: Condition
+    priority: Callable[[Condition], Tensor] | None = None
+
+    @property
+    def encoding_size(self) -> int:
+        """Width C of the encoding."""
+        return self.conditions.encoding_size
+
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Condition:
+        """n conditions of the pool, none of them twice while there are enough."""
+        size = len(self.pool.inverse_temperature)
+        weights = torch.ones(size) if self.priority is None else self.priority(self.pool).cpu()
+        rounds = -(-n // size)
+        drawn = [torch.multinomial(weights, size, generator=generator) for _ in range(rounds)]
+        return self.pool.rows(torch.cat(drawn)[:n])
 
 
 def check_preference(preference: Tensor, n_rewards: int) -> None:

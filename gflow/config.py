@@ -68,9 +68,10 @@ class SamplingSettings:
 
     Attributes:
         batch_size: new trajectories per step.
-        group_size: trajectories that share one preference and inverse temperature.
-        epsilon: probability of an even choice among legal actions, at each step; none takes 0.1,
-            or 0 where actions are points.
+        group_size: trajectories that share one preference and inverse temperature; none takes the
+            method's default.
+        epsilon: probability of an even choice among legal actions, at each step; none takes the
+            method's default, or 0.1, or 0 where actions are points.
         temperature: logits of the behaviour policy are divided by it; the variance of the steps
             of points is multiplied by it.
         cooling: batches over which epsilon falls to 0 and the temperature to 1; 0 keeps them.
@@ -83,10 +84,14 @@ class SamplingSettings:
             as uniform:1..32 or gamma:16..1, which the policy then sees; none takes the task's
             or the method's default.
         concentration: Dirichlet parameter of the preferences; none takes the method's default.
+        pool: preferences drawn once and asked for again and again, for methods that keep statistics
+            of each; 0 draws new ones every time, none takes the method's default.
+        redraw: batches drawn in place of one, at most, until it is full of groups whose rewards
+            differ; 1 keeps all groups, none takes the method's default.
     """
 
     batch_size: int = 64
-    group_size: int = 1
+    group_size: int | None = None
     epsilon: float | None = None
     temperature: float = 1.0
     cooling: int = 0
@@ -95,9 +100,12 @@ class SamplingSettings:
     scalarization: str | None = None
     inverse_temperature: str | None = None
     concentration: float | None = None
+    pool: int | None = None
+    redraw: int | None = None
 
     def __post_init__(self) -> None:
-        whole = self.group_size >= 1 and self.batch_size % self.group_size == 0
+        group = 1 if self.group_size is None else self.group_size
+        whole = group >= 1 and self.batch_size % group == 0
         require(
             self,
             batch_size=(self.batch_size >= 1, "at least 1"),
@@ -108,6 +116,8 @@ class SamplingSettings:
             replay=(self.replay is None or self.replay >= 0, "0 or more"),
             replay_capacity=(self.replay_capacity >= 1, "at least 1"),
             concentration=(self.concentration is None or self.concentration > 0, "positive"),
+            pool=(self.pool is None or self.pool >= 0, "0 or more"),
+            redraw=(self.redraw is None or self.redraw >= 1, "at least 1"),
         )
 
 

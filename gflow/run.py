@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from gflow.conditions import Conditions, InverseTemperature, PromptConditions
+from gflow.conditions import Conditions, InverseTemperature, PooledConditions, PromptConditions
 from gflow.config import ConfigError, RunConfig, one_sentence
 from gflow.estimators import log_z_bounds
 from gflow.export import read_objects
-from gflow.mdp import Trajectories
+from gflow.mdp import Objective, Trajectories
 from gflow.objectives.catalog import Method, get_method
+from gflow.objectives.policy_gradient import PolicyGradient
 from gflow.oracles import OracleRunner
+from gflow.policies import Anchored
 from gflow.sampling import (
     Exploration,
     Hindsight,
+    Informative,
     OnPolicy,
     Replay,
     Scorer,
@@ -129,6 +132,8 @@ def prepare(config: RunConfig) -> Setup:
         raise
     except (ValueError, OSError, ImportError) as error:
         raise ConfigError(one_sentence(error)) from error
+    if getattr(method.objective, "needs_reference", False) and not hasattr(policy, "reference"):
+        policy = Anchored(policy)
     policy = policy.to(device=config.device, dtype=DTYPES[config.dtype])
     replay = _first(sampling.replay, method, "replay", 0)
     return Setup(config, task, method, conditions, policy, scalarization, replay)
@@ -175,28 +180,46 @@ def try_out(setup: Setup) -> None:
         return batch
 
     try:
-        setup.method.objective(setup.policy, _fresh(setup, made_up, setup.config.seed)())  # type: ignore[arg-type]
+        batch = _fresh(setup, made_up, setup.config.seed)()
+        fresh_objective(setup.method)(setup.policy, batch)  # type: ignore[arg-type]
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"method {setup.method.name!r}: {one_sentence(error)}") from error
+
+
+def fresh_objective(method: Method) -> Objective:
+    """The method's objective, with a memory of its own where it has one."""
+    fresh = getattr(method.objective, "fresh", None)
+    return method.objective if fresh is None else fresh()  # type: ignore[no-any-return]
+
+
+def _pooled(setup: Setup) -> Conditions | PromptConditions | PooledConditions:
+    """What conditions are drawn from: all of them, or a pool that is the same in every process."""
+    conditions = setup.conditions
+    size = _first(setup.config.sampling.pool, setup.method, "pool", 0)
+    if not size or not isinstance(conditions, Conditions) or not conditions.encoding_size:
+        return conditions
+    drawn = conditions.sample(size, generator(setup.config.seed, "pool"), setup.dtype)
+    return PooledConditions(conditions, drawn)
 
 
 def _fresh(
     setup: Setup, score: Callable[[Trajectories], Trajectories], seed: int, block: Any = step_block
 ) -> OnPolicy:
     """The current policy's trajectories."""
-    sampling = setup.config.sampling
-    epsilon = sampling.epsilon
-    if epsilon is None:
-        epsilon = 0.0 if setup.task.env.continuous else 0.1
+    sampling, method = setup.config.sampling, setup.method
+    usual = 0.0 if setup.task.env.continuous else 0.1
+    epsilon = _first(sampling.epsilon, method, "epsilon", usual)
+    # A default need not divide the batch.
+    group_size = math.gcd(_first(sampling.group_size, method, "group_size", 1), sampling.batch_size)
     return OnPolicy(
         setup.policy,  # type: ignore[arg-type]
-        setup.conditions,
+        _pooled(setup),
         score,
         sampling.batch_size,
         seed,
         exploration=Exploration(epsilon, sampling.temperature),
         cooling=sampling.cooling,
-        group_size=sampling.group_size,
+        group_size=group_size,
         keep_log_pf=True,
         device=setup.config.device,
         dtype=setup.dtype,
@@ -238,9 +261,13 @@ class Run:
         self.scorer = make_scorer(setup, self.store, self.recorder)
         self.trainer = Trainer(
             setup.policy,
-            setup.method.objective,
+            fresh_objective(setup.method),
             make_sampler(setup, self.scorer, self._seed()),
-            config.trainer,
+            replace(
+                config.trainer,
+                updates=_first(config.trainer.updates, setup.method, "updates", 1),
+                minibatches=_first(config.trainer.minibatches, setup.method, "minibatches", 1),
+            ),
             runtime=self.runtime,
             folder=self.folder,
             events=self._events(),
@@ -297,6 +324,7 @@ def make_sampler(setup: Setup, scorer: Scorer, seed: int) -> Strategy:
     config = setup.config
     block = compile_block() if config.compile else step_block
     sampler: Strategy = _fresh(setup, scorer, seed, block)
+    sampler = _redrawn(setup, sampler)
     conditions = setup.conditions
     directed = setup.scalarization == "focus" and conditions.with_preference
     if directed and isinstance(conditions, Conditions):
@@ -306,6 +334,18 @@ def make_sampler(setup: Setup, scorer: Scorer, seed: int) -> Strategy:
     capacity = config.sampling.replay_capacity
     replay = Replay(capacity)
     return WithReplay(sampler, replay, setup.replay, config.seed, min(setup.replay, capacity))
+
+
+def _redrawn(setup: Setup, sampler: Strategy) -> Strategy:
+    """The strategy, redrawing groups without signal where the settings say so."""
+    rounds = _first(setup.config.sampling.redraw, setup.method, "redraw", 1)
+    objective = setup.method.objective
+    if rounds == 1:
+        return sampler
+    if not isinstance(objective, PolicyGradient):
+        raise ConfigError(f"method {setup.method.name!r} has no groups to draw again")
+    teaches = objective.advantage.informative
+    return Informative(sampler, lambda batch: teaches(setup.policy, batch), rounds)  # type: ignore[arg-type]
 
 
 def start_log_z(setup: Setup, sampler: Strategy) -> None:

@@ -1,6 +1,14 @@
 """Rollouts, replay, and the strategies a Trainer draws its batches from."""
 
-from gflow.sampling.combine import Averaged, Hindsight, Joined, WithReplay, join, retrace
+from gflow.sampling.combine import (
+    Averaged,
+    Hindsight,
+    Informative,
+    Joined,
+    WithReplay,
+    join,
+    retrace,
+)
 from gflow.sampling.ensemble import Bootstrap, EnsembleConditions, EnsemblePolicy
 from gflow.sampling.greedy import MIXES, ActionValues, Greedy, QLearning
 from gflow.sampling.local_search import FILTERS, LocalSearch
@@ -21,6 +29,7 @@ __all__ = [
     "FromData",
     "Greedy",
     "Hindsight",
+    "Informative",
     "Joined",
     "LocalSearch",
     "OnPolicy",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gflow.conditions import Conditions
 from gflow.mdp import Policy, Trajectories, concat_trajectories
@@ -107,6 +107,48 @@ class WithReplay(Resumable):
         if self.retrace_by is not None:
             old = retrace(self.retrace_by, old, self.rollout_generator)
         return join([batch, old])
+
+
+class Informative(Resumable):
+    """Batches whose groups all teach something: others are drawn again (DAPO, 2503.14476).
+
+    Args:
+        fresh: strategy that draws the batches.
+        teaches: [B] bool of a batch: the trajectories of groups whose rewards differ.
+        rounds: batches drawn at most; what they hold is returned, however little. Where nothing
+            teaches, it is the last batch.
+
+    Raises:
+        ValueError: no rounds.
+    """
+
+    saved = ("fresh",)
+
+    def __init__(self, fresh: Strategy, teaches: Callable[[Trajectories], Tensor], rounds: int = 4):
+        if rounds < 1:
+            raise ValueError(f"groups are drawn in at least one round, not {rounds}")
+        self.fresh, self.teaches, self.rounds = fresh, teaches, rounds
+
+    def __call__(self) -> Trajectories:
+        """At most as many groups as one fresh batch has."""
+        parts: list[Trajectories] = []
+        wanted = found = 0
+        for _ in range(self.rounds):
+            batch = self.fresh()
+            if batch.group is None:
+                raise ValueError("groups are only drawn again where trajectories have groups")
+            wanted = wanted or len(batch.group.unique())
+            parts.append(batch.rows(self.teaches(batch)))
+            found += len(parts[-1].group.unique())  # type: ignore[union-attr]
+            if found >= wanted:
+                break
+        if not found:
+            return batch
+        whole = concat_trajectories([part for part in parts if part.n])
+        assert whole.group is not None
+        # Numbers of groups grow from batch to batch: the first ones are kept.
+        kept = whole.group.unique()[:wanted]
+        return whole.rows(torch.isin(whole.group, kept))
 
 
 class Hindsight(Resumable):

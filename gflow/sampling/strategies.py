@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gflow.conditions import Conditions, PromptConditions
+from gflow.conditions import Conditions, PooledConditions, PromptConditions
 from gflow.mdp import Condition, Policy, States, Trajectories
 from gflow.sampling.rollout import Exploration, StepBlock, rollout, step_block
 from gflow.sampling.scoring import Scalarization
@@ -78,7 +78,7 @@ class ConditionStream:
 
     def __init__(
         self,
-        conditions: Conditions | PromptConditions,
+        conditions: Conditions | PromptConditions | PooledConditions,
         batch_size: int,
         group_size: int,
         seed: int,
@@ -175,7 +175,7 @@ class OnPolicy(Resumable):
     def __init__(
         self,
         policy: Policy,
-        conditions: Conditions | PromptConditions,
+        conditions: Conditions | PromptConditions | PooledConditions,
         score: Callable[[Trajectories], Trajectories],
         batch_size: int,
         seed: int,

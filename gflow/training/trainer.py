@@ -35,10 +35,10 @@ class TrainerSettings:
             network for log Z(c) takes a tenth of it.
         weight_decay: decoupled weight decay of the policy's parameters.
         clip_norm: largest gradient norm; 0 does not clip.
-        updates: passes over each fresh batch. More than one reuses it, which only objectives with
-            importance ratios correct for.
-        minibatches: parts of a pass, each with an optimiser step of its own. Groups stay whole,
-            unless there are fewer of them than parts.
+        updates: passes over each fresh batch, none for the method's default or 1. More than one
+            reuses it, which only objectives with importance ratios correct for.
+        minibatches: parts of a pass, each with an optimiser step of its own, none for the method's
+            default or 1. Groups stay whole, unless there are fewer of them than parts.
         log_every: steps between two `on_log` events (and looks at the loss value).
         eval_every: steps between two `on_eval` events; 0 never.
         checkpoint_every: steps between two checkpoints; 0 only at the end.
@@ -50,8 +50,8 @@ class TrainerSettings:
     log_z_learning_rate: float = 0.1
     weight_decay: float = 0.0
     clip_norm: float = 0.0
-    updates: int = 1
-    minibatches: int = 1
+    updates: int | None = None
+    minibatches: int | None = None
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 0
@@ -59,7 +59,7 @@ class TrainerSettings:
     max_skipped: int = 20
 
     def __post_init__(self) -> None:
-        if self.updates < 1 or self.minibatches < 1:
+        if any(count is not None and count < 1 for count in (self.updates, self.minibatches)):
             raise ValueError(
                 f"a trainer takes at least one pass over at least one part of a batch, not "
                 f"{self.updates} and {self.minibatches}"
@@ -158,8 +158,8 @@ class Trainer:
             with torch.no_grad():
                 batch = self.prepare(self.policy, batch)
         self.batch = batch
-        parts = split_groups(batch, self.settings.minibatches)
-        done = [self._update(part) for _ in range(self.settings.updates) for part in parts]
+        parts = split_groups(batch, self.settings.minibatches or 1)
+        done = [self._update(part) for _ in range(self.settings.updates or 1) for part in parts]
         self.step += 1
 
         info: dict[str, float] = {}
