@@ -225,24 +225,32 @@ class TimeMLP(nn.Module):
         super().__init__()
         with seeded_weights(seed):
             self.point = nn.Linear(size + condition_size, hidden)
-            self.time = nn.Sequential(nn.Linear(64, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-            behind = [m for _ in range(layers) for m in (nn.GELU(), nn.Linear(hidden, hidden))]
+            self.time = nn.Sequential(nn.Linear(64, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+            behind = [m for _ in range(layers) for m in (nn.SiLU(), nn.Linear(hidden, hidden))]
             last = nn.Linear(hidden, outputs)
-        self.trunk = nn.Sequential(*behind, nn.GELU(), last)
+        self.trunk = nn.Sequential(*behind, nn.SiLU(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """[n, outputs]."""
-        h = self.point(torch.cat([x, encoding], 1)) + self.time(time_features(t, 64))
-        output: Tensor = self.trunk(h)
+        output: Tensor = self.trunk(self.point(torch.cat([x, encoding], 1)) + self._timed(t))
         return output
+
+    def _timed(self, t: Tensor) -> Tensor:
+        """What the network makes of times [n], [n, hidden]."""
+        if t.is_cuda:
+            return self.time(time_features(t, 64))  # type: ignore[no-any-return]
+        # A schedule has few times: each is worked out once, where finding them costs no wait.
+        times, place = t.unique(return_inverse=True)
+        return nn.functional.embedding(place, self.time(time_features(times, 64)))
 
 
 class GradientGuided(nn.Module):
     """A network's drift plus the target's gradient at a learned scale (PIS, 2111.15141).
 
-    prediction = network(x, t) + scale(t) clip(grad log R(x)); the scale starts at `scale`.
+    prediction = network(x, t) + scale(t) clip(grad log R(x)); the scale starts at `scale`, by
+    default at 0, so that training starts from the reference process.
 
     Args:
         network: the network.
@@ -258,7 +266,7 @@ class GradientGuided(nn.Module):
         network: nn.Module,
         log_reward: Callable[[Tensor], Tensor],
         clip: float = 100.0,
-        scale: float = 1.0,
+        scale: float = 0.0,
         hidden: int = 64,
         seed: int = 0,
     ):
