@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gflow.mdp import Oracle, Reward
-from gflow.workers import Worker, WorkerError
+from gflow.workers import ProcessWorker, Worker, WorkerError
 
 Outcome = tuple[float, ...] | str
 """Rewards of one object, or the reason why it has none."""
@@ -77,10 +77,13 @@ class OracleRunner:
         cache: outcomes of earlier batches and runs; None remembers nothing between batches.
         max_failed: largest tolerated share, in (0, 1], of failed distinct objects in a batch.
             A single failure never stops a run.
+        cluster: a Ray cluster to run the workers on: "auto" for the one this machine belongs to,
+            "local", or an address (extra gflow[distributed]); the oracle must be importable there.
+            With workers=0 it takes one worker for each of its processors.
 
     Raises:
         ValueError: a setting is out of range, or the oracle scores states.
-        OracleError: the oracle cannot be sent to worker processes.
+        OracleError: the oracle cannot be sent to worker processes, or there is no such cluster.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class OracleRunner:
         timeout: float | None = None,
         cache: Cache | None = None,
         max_failed: float = 0.5,
+        cluster: str | None = None,
     ) -> None:
         if oracle.on_states:
             raise ValueError(f"{_name(oracle)} scores states, not objects: call it directly")
@@ -108,6 +112,9 @@ class OracleRunner:
         self.timeout = timeout
         self.cache = cache
         self.max_failed = max_failed
+        self._new_worker: Callable[[Any, bytes], Worker] = ProcessWorker
+        if cluster is not None:
+            workers = self._join(cluster, workers)
         self._n_workers = workers if timeout is None else max(workers, 1)
         self._workers: list[Worker] = []
         self._seconds = max(oracle.seconds, 1e-6)
@@ -153,6 +160,16 @@ class OracleRunner:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _join(self, cluster: str, workers: int) -> int:
+        from gflow.cluster import RayWorker, connect
+
+        try:
+            processors = connect(cluster)
+        except (ImportError, ConnectionError, ValueError, RuntimeError) as error:
+            raise OracleError(f"cluster {cluster!r}: {_reason(error)}") from error
+        self._new_worker = RayWorker
+        return workers or processors
+
     def _score_here(self, objects: list[Any]) -> list[Outcome]:
         answer = attempt(self.oracle, objects)
         if isinstance(answer, str):
@@ -167,11 +184,12 @@ class OracleRunner:
         pending, singles = deque(range(len(objects))), deque[int]()
         try:
             while len(self._workers) < self._n_workers:
-                self._workers.append(Worker(attempt, self._pickled))
+                self._workers.append(self._new_worker(attempt, self._pickled))
             while True:
                 for place, worker in enumerate(self._workers):
                     if worker.dead:
-                        worker = self._workers[place] = Worker(attempt, self._pickled)
+                        worker = self._new_worker(attempt, self._pickled)
+                        self._workers[place] = worker
                     if worker.chunk or not (pending or singles):
                         continue
                     source = singles or pending
@@ -181,7 +199,7 @@ class OracleRunner:
                 busy = [worker for worker in self._workers if worker.chunk]
                 if not busy:
                     return outcomes
-                for chunk, answer, seconds in Worker.answers(busy):
+                for chunk, answer, seconds in type(busy[0]).answers(busy):
                     self._seconds = max(seconds / len(chunk), 1e-6)
                     if not isinstance(answer, str):
                         for index, outcome in zip(chunk, answer, strict=True):

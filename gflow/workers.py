@@ -1,7 +1,7 @@
-"""One worker process that can be killed: the building block of the oracle runner's pool.
+"""Workers that can be killed: the building blocks of the oracle runner's pool.
 
 The standard executor gives up every pending task when one process dies. Here each worker has a
-pipe of its own, so killing one that hangs disturbs no other.
+line of its own, so killing one that hangs disturbs no other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -20,9 +21,15 @@ import torch
 # A worker has loaded its oracle (imports included) within this time, or something is wrong.
 _START_SECONDS = 300.0
 
+Function = Callable[[Any, list[Any]], Any]
+
 
 class WorkerError(RuntimeError):
-    """A worker process could not be started."""
+    """A worker could not be started."""
+
+
+class Lost(Exception):
+    """A worker is gone; the message says why."""
 
 
 class Answer(NamedTuple):
@@ -33,68 +40,72 @@ class Answer(NamedTuple):
     seconds: float
 
 
-class Worker:
-    """A process that holds a payload and applies `function(payload, items)` to lists of items.
+class Worker(ABC):
+    """Holds a payload and applies `function(payload, items)` to lists of items.
+
+    Its first message is None once it has loaded the payload, or what hinders it.
 
     Attributes:
         chunk: the indices of the items being worked on, empty when idle.
     """
 
-    def __init__(self, function: Callable[[Any, list[Any]], Any], pickled: bytes) -> None:
-        method = "forkserver" if os.name == "posix" else "spawn"
-        context: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
-            # Imports torch once for all workers; without effect once the server runs.
-            context.set_forkserver_preload([__name__])
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(function, pickled, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
+    def __init__(self) -> None:
         self.chunk: list[int] = []
         self._timeout: float | None = None
         self._loaded = False
         self._restart_clock(_START_SECONDS)
 
     @property
+    @abstractmethod
     def dead(self) -> bool:
-        """The process has ended."""
-        return not self._process.is_alive()
+        """It has ended."""
+
+    @property
+    @abstractmethod
+    def _line(self) -> Any:
+        """What its next message arrives on."""
+
+    @staticmethod
+    @abstractmethod
+    def _wait(lines: list[Any], seconds: float | None) -> list[Any]:
+        """The lines on which something has arrived within so many seconds."""
+
+    @abstractmethod
+    def _submit(self, items: list[Any]) -> None:
+        """Hand over work."""
+
+    @abstractmethod
+    def _receive(self) -> Any:
+        """The message that has arrived.
+
+        Raises:
+            Lost: the worker is gone.
+        """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it and whatever it started."""
 
     def send(self, chunk: list[int], items: list[Any], timeout: float | None) -> None:
         """Start work on `items`, whose indices are `chunk`, for at most `timeout` seconds."""
         self.chunk, self._timeout = chunk, timeout
         self._restart_clock(timeout if self._loaded else _START_SECONDS)
-        try:
-            # Plain pickle: the pipe's own pickler would pass tensors by file descriptor.
-            self._pipe.send_bytes(pickle.dumps(items))
-        except OSError:
-            pass  # died just now: the closed pipe is noticed when its answer is read
+        self._submit(items)
 
-    @staticmethod
-    def answers(busy: Sequence[Worker]) -> list[Answer]:
+    @classmethod
+    def answers(cls, busy: Sequence[Worker]) -> list[Answer]:
         """Wait until one of the `busy` workers answers, dies or times out; what is there then.
 
         Raises:
-            WorkerError: a process could not load its payload.
+            WorkerError: a worker could not load its payload.
         """
-        pipes: dict[Any, Worker] = {worker._pipe: worker for worker in busy}
+        lines = {worker._line: worker for worker in busy}
         first = min(worker._deadline for worker in busy)
         patience = None if first == float("inf") else max(0.0, first - time.monotonic())
-        answers = [pipes[pipe]._read() for pipe in wait(list(pipes), patience)]
+        answers = [lines[line]._read() for line in cls._wait(list(lines), patience)]
         now = time.monotonic()
         answers += [worker._expire() for worker in busy if worker._deadline <= now]
         return [answer for answer in answers if answer is not None]
-
-    def kill(self) -> None:
-        """End the process and whatever it started."""
-        self._pipe.close()
-        if os.name == "posix":
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        self._process.kill()
-        self._process.join()
 
     def _restart_clock(self, seconds: float | None) -> None:
         self._started = time.monotonic()
@@ -102,17 +113,15 @@ class Worker:
 
     def _read(self) -> Answer | None:
         try:
-            result = pickle.loads(self._pipe.recv_bytes())
-        except (EOFError, OSError):
+            result = self._receive()
+        except Lost as error:
             if not self._loaded:
                 raise WorkerError(
-                    "a worker process ended before it was ready; a script needs the guard "
+                    f"{error} before it was ready; a script needs the guard "
                     "`if __name__ == '__main__':`, and what is typed into a session belongs in "
                     "a module"
                 ) from None
-            self._process.join(1.0)
-            code = self._process.exitcode
-            return self._answer(f"the worker process died (exit code {code})", alive=False)
+            return self._answer(str(error), alive=False)
         if self._loaded:
             return self._answer(result, alive=True)
         if result is not None:
@@ -134,23 +143,86 @@ class Worker:
         return answer
 
 
-def _work(function: Callable[[Any, list[Any]], Any], pickled: bytes, pipe: Connection) -> None:
+class ProcessWorker(Worker):
+    """A process on this machine.
+
+    Args:
+        function: what to apply.
+        pickled: the payload.
+    """
+
+    def __init__(self, function: Function, pickled: bytes) -> None:
+        method = "forkserver" if os.name == "posix" else "spawn"
+        context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            # Imports torch once for all workers; without effect once the server runs.
+            context.set_forkserver_preload([__name__])
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(function, pickled, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        super().__init__()
+
+    @property
+    def dead(self) -> bool:
+        """The process has ended."""
+        return not self._process.is_alive()
+
+    @property
+    def _line(self) -> Any:
+        return self._pipe
+
+    @staticmethod
+    def _wait(lines: list[Any], seconds: float | None) -> list[Any]:
+        return wait(lines, seconds)
+
+    def _submit(self, items: list[Any]) -> None:
+        try:
+            # Plain pickle: the pipe's own pickler would pass tensors by file descriptor.
+            self._pipe.send_bytes(pickle.dumps(items))
+        except OSError:
+            pass  # died just now: the closed pipe is noticed when its answer is read
+
+    def _receive(self) -> Any:
+        try:
+            return pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            self._process.join(1.0)
+            code = self._process.exitcode
+            raise Lost(f"the worker process died (exit code {code})") from None
+
+    def kill(self) -> None:
+        """End the process and whatever it started."""
+        self._pipe.close()
+        if os.name == "posix":
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._process.kill()
+        self._process.join()
+
+
+def load(pickled: bytes) -> tuple[Any, str | None]:
+    """The payload in a fresh process with one thread, and what hinders loading it."""
+    torch.set_num_threads(1)
+    try:
+        return pickle.loads(pickled), None
+    except Exception as error:
+        return None, (
+            f"{type(error).__name__}: {error} (what it runs must be defined in an importable "
+            "module, not in an interactive session)"
+        )
+
+
+def _work(function: Function, pickled: bytes, pipe: Connection) -> None:
     if os.name == "posix":
         os.setsid()  # a group of its own: killed with its children, deaf to the user's Ctrl-C
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    torch.set_num_threads(1)
-    try:
-        payload = pickle.loads(pickled)
-    except Exception as error:
-        problem = (
-            f"{type(error).__name__}: {error} (what it runs must be defined in an importable "
-            "module, not in an interactive session)"
-        )
-        pipe.send_bytes(pickle.dumps(problem))
-        return
-    pipe.send_bytes(pickle.dumps(None))
-    while True:
+    payload, problem = load(pickled)
+    pipe.send_bytes(pickle.dumps(problem))
+    while problem is None:
         try:
             items = pickle.loads(pipe.recv_bytes())
             pipe.send_bytes(pickle.dumps(function(payload, items)))
