@@ -107,7 +107,7 @@ def draw(
         keep_log_pf=True,
     )
     assert batch.log_pf_old is not None
-    objects = setup.task.env.decode(batch.terminal)
+    objects = setup.task.objects(batch)
     keys = [setup.task.key(item) for item in objects]
     scorer = make_scorer(setup, store)
     reasons: list[str | None] = [None] * n
@@ -116,7 +116,7 @@ def draw(
             scores = runner.evaluate(objects)
         rewards, reasons = scores.rewards, scores.reasons
     else:
-        rewards = scorer.oracle(batch.terminal)
+        rewards = scorer.rewards(batch)
     return Samples(objects, keys, rewards, reasons, condition, batch.log_pf_old.sum(1))
 
 

@@ -79,13 +79,11 @@ class Scorer:
                     self._tell(Scored(batch, objects, error.scores))
                 raise
             rewards = scores.rewards.to(batch.valid.device)
-        elif getattr(self.oracle, "conditional", False):
-            rewards = self.oracle(batch.terminal, batch.condition)  # type: ignore[call-arg]
         elif not self.oracle.on_states:
             objects = self.env.decode(batch.terminal)
             rewards = self.oracle(objects).to(batch.valid.device)
         else:
-            rewards = self.oracle(batch.terminal)
+            rewards = self.rewards(batch)
         batch.rewards = rewards
         self._tell(Scored(batch, objects, scores))
         finite = torch.isfinite(rewards)
@@ -98,6 +96,13 @@ class Scorer:
         if self.partial:
             batch.partial_log_reward = self._partial_log_reward(batch)
         return batch
+
+    def rewards(self, batch: Trajectories) -> Tensor:
+        """What an oracle on states says of the terminal ones, [B, K]."""
+        assert not isinstance(self.oracle, OracleRunner)
+        if getattr(self.oracle, "conditional", False):
+            return self.oracle(batch.terminal, batch.condition)  # type: ignore[call-arg]
+        return self.oracle(batch.terminal)
 
     def _partial_log_reward(self, batch: Trajectories) -> Tensor:
         """log R of every state, [B, T + 1]: what the oracle says of parts, or of finished ones."""

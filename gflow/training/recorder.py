@@ -46,7 +46,7 @@ class Recorder:
         batch = scored.batch
         objects, scores = scored.objects, scored.scores
         if objects is None:
-            objects = self.task.env.decode(batch.terminal)
+            objects = self.task.objects(batch)
         keys = scores.keys if scores is not None else [self.task.key(item) for item in objects]
         assert batch.rewards is not None
         rewards = batch.rewards.double().cpu()
