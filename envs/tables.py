@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,20 @@ class TableOracle:
         digits = [row // self._base**i % self._base for i in range(env.length - 1, -1, -1)]
         data = torch.tensor([digits])
         return env.decode(States(data, data[:, 0], data[:, 0] >= 0))[0]
+
+
+def chosen(known: Mapping[str, Reward], names: Sequence[str]) -> tuple[Reward, ...]:
+    """The rewards called `names`.
+
+    Raises:
+        ValueError: a name that is not known or is given twice, or no name.
+    """
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no reward {name!r}: choose from {', '.join(known)}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"name at least one reward, and each once, not {list(names)}")
+    return tuple(known[name] for name in names)
 
 
 def column(values: Sequence[float | None]) -> Tensor:

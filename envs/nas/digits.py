@@ -15,7 +15,7 @@ from torch import Tensor
 from gflow.envs.nas.cell import EDGES, OPERATIONS, NASCell
 from gflow.envs.nas.classes import KERNELS, classes, depth, form, prune
 from gflow.envs.nas.training import CHANNELS, CLASSES, EPOCHS, Images, digits, train_cell
-from gflow.envs.tables import TableOracle
+from gflow.envs.tables import TableOracle, chosen
 from gflow.mdp import Reward
 
 SEEDS = (0, 1, 2)
@@ -54,15 +54,6 @@ def costs(data: Tensor) -> Tensor:
     return torch.tensor(rows).view(-1, 3)
 
 
-def _rewards(names: Sequence[str]) -> tuple[Reward, ...]:
-    for name in names:
-        if name not in REWARDS:
-            raise ValueError(f"there is no reward {name!r}: choose from {', '.join(REWARDS)}")
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"name at least one reward, and each once, not {list(names)}")
-    return tuple(REWARDS[name] for name in names)
-
-
 def _values(accuracy: Tensor, cost: Tensor, names: Sequence[str]) -> Tensor:
     """Rewards [n, K] float64 of accuracies [n] and costs [n, 3]."""
     convolution = OPERATIONS.index("nor_conv_3x3")
@@ -99,7 +90,7 @@ def digits_table(names: Sequence[str] = ("accuracy", "multiply_adds", "depth")) 
     Raises:
         ValueError: a name is not in `REWARDS`, is given twice, or there is none.
     """
-    rewards = _rewards(names)
+    rewards = chosen(REWARDS, names)
     env = NASCell()
     table = _table()
     columns = [table[name] for name in ("parameters", "multiply_adds", "depth")]
@@ -135,7 +126,7 @@ class DigitsTraining:
     ):
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {epochs}")
-        self.names, self.rewards = tuple(names), _rewards(names)
+        self.names, self.rewards = tuple(names), chosen(REWARDS, names)
         self.epochs, self.seed = epochs, seed
         self.images = digits() if images is None else images
         self.version = f"{epochs} epochs, seed {seed}"

@@ -7,7 +7,11 @@ from .registry import Task, data_file, flat_policy, names, register
 
 @register
 def nas_bench_201(
-    path: str = "", dataset: str = "cifar10", split: str = "test", epochs: int = 12
+    path: str = "",
+    dataset: str = "cifar10",
+    split: str = "test",
+    epochs: int = 12,
+    rewards: str = "accuracy,flops,parameters",
 ) -> Task:
     """Network cells: accuracy after 12 epochs against FLOPs and parameters.
 
@@ -17,12 +21,14 @@ def nas_bench_201(
         dataset: cifar10, cifar100 or imagenet16.
         split: test or val.
         epochs: 12, or 200 with a file of nats_bench.
+        rewards: accuracy, flops, parameters, separated by commas.
     """
     from gflow.envs.nas import NASCell
     from gflow.envs.nas.oracle import nas_bench_201
 
     env = NASCell()
-    oracle = nas_bench_201(data_file(path, "nas_bench_201.parquet"), dataset, split, epochs)
+    file = data_file(path, "nas_bench_201.parquet")
+    oracle = nas_bench_201(file, dataset, split, epochs, names(rewards))
     return Task(env, oracle, flat_policy(env))
 
 

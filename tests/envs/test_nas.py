@@ -128,6 +128,17 @@ def test_oracle_of_known_cells(env):
     assert [reward.flipped for reward in oracle.rewards] == [False, True, True]
 
 
+def test_chosen_rewards(env):
+    path = table("nas_bench_201.parquet")
+    states = env.encode([FIRST, uniform(3)])
+    every = nas_bench_201(path)
+    some = nas_bench_201(path, names=["parameters", "accuracy"])
+    assert torch.equal(some(states), every(states)[:, [2, 0]])
+    assert [reward.name for reward in some.rewards] == ["few parameters", "accuracy"]
+    with pytest.raises(ValueError, match="'latency': choose from accuracy, flops, parameters"):
+        nas_bench_201(path, names=["latency"])
+
+
 def test_bad_tables(env, tmp_path):
     with pytest.raises(ValueError, match="'mnist'"):
         nas_bench_201(tmp_path / "none", "mnist")
