@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 
-from gflow.objectives.catalog import gflownets
+from gflow.objectives.catalog import denoising, gflownets, language, policy_gradient
 from gflow.objectives.catalog.method import Method, Paper
 
-METHODS: dict[str, Method] = {row.name: row for row in gflownets.ROWS}
+_FAMILIES = (gflownets, policy_gradient, denoising, language)
+
+METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in family.ROWS}
 
 
 def get_method(name: str) -> Method:
