@@ -1,6 +1,6 @@
 """Active learning in rounds of 96: gflow beside qNEHVI by local search and random construction.
 
-    python benchmarks/active.py [--seeds 5] [--rounds 6] [--out runs/active] [--table]
+    python benchmarks/active.py [--seeds 5] [--rounds 5] [--out runs/active] [--table]
 
 The laboratory is simulated by the task's oracle. All methods share the first random batch of a
 seed, the surrogate (independent Gaussian processes on n-gram counts), the acquisition function
@@ -32,6 +32,7 @@ from torch import Tensor
 from gflow.active import Round, SessionConfig, fit_surrogate
 from gflow.active.features import Features, featurizer
 from gflow.active.proposer import Proposer
+from gflow.config import PolicySettings
 from gflow.pareto import hypervolume
 from gflow.seeding import generator
 from gflow.tasks import Task, make_task
@@ -92,7 +93,7 @@ def cell(name: str, method: str, seed: int, rounds: int) -> dict[str, Any]:
     """Hypervolumes after every round, of one method with one seed."""
     started = time.process_time()
     task = make_task(name, TASKS[name].get("rewards"), TASKS[name].get("options"))
-    config = SessionConfig(task=name, seed=seed, steps=STEPS)
+    config = SessionConfig(task=name, seed=seed, steps=STEPS, policy=PolicySettings(hidden=128))
     key = task.key
     features = Features(featurizer(task.env, task.kind))
     reference = torch.tensor(task.reference_point, dtype=torch.float64)
@@ -190,7 +191,7 @@ def exact(name: str) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default="runs/active")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -30,10 +30,12 @@ class Boxes:
     """The region that S fronts leave undominated, each as C disjoint boxes.
 
     Attributes:
-        lower: [S, C, K], finite.
-        upper: [S, C, K], infinite where the box is open; boxes that only fill up are empty.
+        sides: [S, K, U], the coordinates that occur; upper ones may be infinite.
+        lower: [S, K, C] int64, where among `sides` each box begins.
+        upper: [S, K, C] int64, where it ends; boxes that only fill up end where they begin.
     """
 
+    sides: Tensor
     lower: Tensor
     upper: Tensor
 
@@ -47,8 +49,13 @@ def undominated_boxes(fronts: Tensor, reference: Tensor) -> Boxes:
     most = max(part.shape[1] for part in parts)
     # An empty box has no volume under any belief.
     filled = [torch.cat([part, reference.expand(2, most - part.shape[1], -1)], 1) for part in parts]
-    lower, upper = torch.stack(filled, 1)
-    return Boxes(lower, upper)
+    lower, upper = torch.stack(filled, 2).permute(0, 2, 3, 1)
+    ends = torch.cat([lower, upper], 2)
+    # Boxes share most of their coordinates, and each is to be looked at once.
+    found = [torch.unique(row, return_inverse=True) for row in ends.flatten(0, 1)]
+    sides = torch.nn.utils.rnn.pad_sequence([values for values, _ in found], batch_first=True)
+    places = torch.stack([inverse for _, inverse in found]).view(ends.shape)
+    return Boxes(sides.view(*ends.shape[:2], -1), *places.split(most, 2))
 
 
 def _boxes(front: Tensor, reference: Tensor) -> Tensor:
@@ -76,8 +83,7 @@ def expected_improvement(beliefs: Moments, boxes: Boxes) -> Tensor:
         beliefs: mean [S, n, K] and std [n, K].
         boxes: of the S fronts.
     """
-    s = len(beliefs.mean)
-    size = max(1, _CHUNK // (s * boxes.lower.shape[1]))
+    size = max(1, _CHUNK // boxes.lower[:, 0].numel())
     parts = [
         _gain(Moments(mean, std), boxes)
         for mean, std in zip(beliefs.mean.split(size, 1), beliefs.std.split(size), strict=True)
@@ -86,12 +92,17 @@ def expected_improvement(beliefs: Moments, boxes: Boxes) -> Tensor:
 
 
 def _gain(beliefs: Moments, boxes: Boxes) -> Tensor:
+    n, k = beliefs.std.shape
     volume = None
-    for k in range(beliefs.std.shape[1]):
-        mean, std = beliefs.mean[..., k].unsqueeze(-1), beliefs.std[..., k].unsqueeze(-1)
-        lower, upper = boxes.lower[..., k].unsqueeze(1), boxes.upper[..., k].unsqueeze(1)
-        side = _excess(mean, std, lower) - _excess(mean, std, upper)
-        volume = side if volume is None else volume * side
+    for i in range(k):
+        mean, std = beliefs.mean[..., i].unsqueeze(-1), beliefs.std[:, i].unsqueeze(-1)
+        beyond = _excess(mean, std, boxes.sides[:, i].unsqueeze(1))
+        lower, upper = (
+            beyond.gather(2, place[:, i].unsqueeze(1).expand(-1, n, -1))
+            for place in (boxes.lower, boxes.upper)
+        )
+        side = lower.sub_(upper)
+        volume = side if volume is None else volume.mul_(side)
     assert volume is not None
     return volume.clamp_(min=0).sum(-1)
 

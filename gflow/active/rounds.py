@@ -27,8 +27,8 @@ VALUE_DRAWS = 8
 """Fronts over which the improvement of a single object is averaged."""
 BATCH_DRAWS = 32
 """Joint draws by which a batch is chosen."""
-POOL = 1000
-"""Best objects met by the sampler, from which a batch is chosen."""
+POOL = 6
+"""A batch is chosen from so many times its size, the best objects that the sampler met."""
 
 
 def fit_surrogate(
@@ -115,7 +115,7 @@ class Round:
             values: [m], their log-improvements.
             n: how many; fewer come back when fewer are worth anything.
         """
-        order = values.argsort(descending=True, stable=True)[: max(POOL, n)]
+        order = values.argsort(descending=True, stable=True)[: POOL * n]
         order = order[values[order] > LOG_FLOOR]
         if not len(order):
             return []

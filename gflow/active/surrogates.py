@@ -15,6 +15,8 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
+from gflow.policies.common import seeded_weights
+
 FIT_INDEPENDENT = 512
 FIT_MULTITASK = 192
 """Scale and noise are fitted to at most so many objects; predictions condition on all of them."""
@@ -134,7 +136,9 @@ class GaussianProcess:
         most = FIT_MULTITASK if fit is _fit_multitask else FIT_INDEPENDENT
         # Evenly over the history: early objects are diverse, late ones good.
         some = torch.linspace(0, len(features) - 1, min(most, len(features))).round().long()
-        self.parameters = found = fit(features[some], standard[some])
+        # Botorch draws first guesses from the global generator.
+        with seeded_weights(0):
+            self.parameters = found = fit(features[some], standard[some])
         self.mixing = scale.unsqueeze(1) * found.mixing
         self.location = location + scale * found.mean
         self.observed = torch.linalg.solve(self.mixing, (rewards - self.location).T)
