@@ -130,11 +130,14 @@ class OracleSettings:
             per processor when the oracle is slow enough to gain from it.
         timeout: seconds one object may take; none waits for ever.
         max_failed: largest tolerated share of failed objects in a batch.
+        cluster: run the workers on a Ray cluster: auto, local, or its address (needs the extra
+            gflow[distributed]); -1 workers are then as many as it has processors.
     """
 
     workers: int = -1
     timeout: float | None = None
     max_failed: float = 0.5
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         require(

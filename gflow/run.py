@@ -39,7 +39,7 @@ from gflow.sampling import (
 from gflow.scalarize import SCALARIZATIONS
 from gflow.seeding import generator
 from gflow.store import CandidateStore
-from gflow.tasks import Task, make_task, near
+from gflow.tasks import TASKS, Task, make_task, near
 from gflow.training import Events, Runtime, Trainer
 from gflow.training.checkpoint import list_checkpoints, write_atomically
 from gflow.training.recorder import Recorder
@@ -97,7 +97,12 @@ def prepare(config: RunConfig) -> Setup:
                 f"method {method.name!r} needs more than settings can say: use "
                 "gflow.objectives from Python, see docs/objectives.md"
             )
-        task = make_task(config.task, config.rewards, config.options)
+        task = make_task(config.task, config.rewards, _with_schedule(config, method))
+        if "paths" in method.defaults and getattr(task.env, "quiet", None) is None:
+            raise ConfigError(
+                f"method {method.name!r} fine-tunes samplers that start from noise, and task "
+                f"{config.task!r} has none: see docs/denoising.md"
+            )
         scalarization = _first(sampling.scalarization, method, "scalarization", task.scalarization)
         if scalarization not in SCALARIZATIONS:
             raise ConfigError(
@@ -137,6 +142,15 @@ def prepare(config: RunConfig) -> Setup:
     policy = policy.to(device=config.device, dtype=DTYPES[config.dtype])
     replay = _first(sampling.replay, method, "replay", 0)
     return Setup(config, task, method, conditions, policy, scalarization, replay)
+
+
+def _with_schedule(config: RunConfig, method: Method) -> dict[str, Any]:
+    """The task's options, with the method's step sampler unless the user chose one."""
+    schedule = method.defaults.get("schedule")
+    takes = "sampler" in getattr(TASKS.get(config.task), "__annotations__", {})
+    if not isinstance(schedule, dict) or not takes or "sampler" in config.options:
+        return config.options
+    return {**schedule, **config.options}
 
 
 def _first(chosen: Any, method: Method, name: str, otherwise: Any) -> Any:
@@ -180,7 +194,8 @@ def try_out(setup: Setup) -> None:
         return batch
 
     try:
-        batch = _fresh(setup, made_up, setup.config.seed)()
+        draw = _on_paths if "paths" in setup.method.defaults else _fresh
+        batch = draw(setup, made_up, setup.config.seed)()
         fresh_objective(setup.method)(setup.policy, batch)  # type: ignore[arg-type]
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"method {setup.method.name!r}: {one_sentence(error)}") from error
@@ -322,6 +337,8 @@ class Run:
 def make_sampler(setup: Setup, scorer: Scorer, seed: int) -> Strategy:
     """Where the batches of a run come from: fresh, relabelled and replayed as the settings say."""
     config = setup.config
+    if "paths" in setup.method.defaults:
+        return _on_paths(setup, scorer, seed)
     block = compile_block() if config.compile else step_block
     sampler: Strategy = _fresh(setup, scorer, seed, block)
     sampler = _redrawn(setup, sampler)
@@ -334,6 +351,27 @@ def make_sampler(setup: Setup, scorer: Scorer, seed: int) -> Strategy:
     capacity = config.sampling.replay_capacity
     replay = Replay(capacity)
     return WithReplay(sampler, replay, setup.replay, config.seed, min(setup.replay, capacity))
+
+
+def _on_paths(
+    setup: Setup, score: Callable[[Trajectories], Trajectories], seed: int
+) -> Strategy:
+    """Denoising paths with noise where the method wants it."""
+    from gflow.sampling.paths import OnPaths
+
+    sampling, paths = setup.config.sampling, setup.method.defaults["paths"]
+    group_size = _first(sampling.group_size, setup.method, "group_size", 1)
+    return OnPaths(
+        setup.policy,  # type: ignore[arg-type]
+        setup.conditions,
+        score,
+        sampling.batch_size,
+        seed,
+        group_size=math.gcd(group_size, sampling.batch_size),
+        device=setup.config.device,
+        dtype=setup.dtype,
+        **paths,  # type: ignore[arg-type]
+    )
 
 
 def _redrawn(setup: Setup, sampler: Strategy) -> Strategy:
@@ -365,7 +403,8 @@ def make_scorer(setup: Setup, cache: CandidateStore | None, *listeners: Any) -> 
         return Scorer(setup.task.env, oracle, scalarization, listeners, partial)
     workers = settings.workers
     if workers < 0:
-        workers = available_processors() if oracle.seconds >= SLOW_ORACLE else 0
+        slow = oracle.seconds >= SLOW_ORACLE and settings.cluster is None
+        workers = available_processors() if slow else 0
     runner = OracleRunner(
         oracle,
         setup.task.key,
@@ -373,6 +412,7 @@ def make_scorer(setup: Setup, cache: CandidateStore | None, *listeners: Any) -> 
         timeout=settings.timeout,
         cache=cache,
         max_failed=settings.max_failed,
+        cluster=settings.cluster,
     )
     return Scorer(setup.task.env, runner, scalarization, listeners)
 
