@@ -224,9 +224,9 @@ def read_log(path: Path, n_rewards: int) -> Log:
 
 
 def finished(path: Path) -> bool:
-    """The cell's file has its last line."""
+    """The cell was played to its end; one that was skipped may be playable next time."""
     lines = read_lines(path)
-    return bool(lines) and "end" in lines[-1]
+    return bool(lines) and lines[-1].get("end", "skipped") != "skipped"
 
 
 def as_object(value: Any) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 
 from gflow.bench.ledger import finished
 from gflow.bench.plan import Cell, Plan, parse_plan
-from gflow.config import ConfigError
+from gflow.config import ConfigError, one_sentence
+from gflow.tasks import Task, make_task
 from gflow.training.checkpoint import write_atomically
 
 
@@ -55,8 +56,10 @@ def run_plan(folder: Path, plan: Plan, workers: int, ray: bool = False) -> list[
     """
     write_plan(folder, plan)
     with _alone(folder) as lock:
-        waiting = [cell for cell in plan.cells() if not finished(folder / cell.path)]
-        total = len(list(plan.cells()))
+        possible, _ = playable(plan)
+        cells = [cell for cell in plan.cells() if cell.problem.name in possible]
+        waiting = [cell for cell in cells if not finished(folder / cell.path)]
+        total = len(cells)
         commands = [_command(folder, plan, cell) for cell in waiting]
         runs = _with_ray(commands) if ray else _with_processes(commands, workers, lock)
         broken = []
@@ -67,6 +70,17 @@ def run_plan(folder: Path, plan: Plan, workers: int, ray: bool = False) -> list[
             if code:
                 broken.append(f"{name}: {complaint}")
         return broken
+
+
+def playable(plan: Plan) -> tuple[dict[str, Task], list[str]]:
+    """Tasks of the problems that can be built, by name; and one sentence for each that cannot."""
+    tasks, missing = {}, []
+    for problem in plan.problems:
+        try:
+            tasks[problem.name] = make_task(problem.task, problem.rewards, problem.options)
+        except (ConfigError, ValueError, OSError, ImportError) as error:
+            missing.append(f"{problem.name}: {one_sentence(error)}")
+    return tasks, missing
 
 
 def _command(folder: Path, plan: Plan, cell: Cell) -> list[str]:

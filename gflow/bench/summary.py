@@ -14,9 +14,9 @@ import torch
 from gflow.bench.ledger import Log, read_lines, read_log
 from gflow.bench.measure import Reference, best_known_reference, exact_reference, measure
 from gflow.bench.plan import Cell, Plan, Problem
-from gflow.config import ConfigError, one_sentence
+from gflow.bench.schedule import playable
 from gflow.seeding import generator
-from gflow.tasks import Task, make_task
+from gflow.tasks import Task
 from gflow.training.checkpoint import write_atomically
 
 Row = dict[str, Any]
@@ -74,14 +74,11 @@ def bootstrap_interval(
 
 def collect(folder: Path, plan: Plan) -> Results:
     """Measure every finished cell of the folder."""
-    results = Results(plan, [], {}, {}, {}, [])
+    tasks, missing = playable(plan)
+    results = Results(plan, [], {}, {}, {}, missing)
     for problem in plan.problems:
-        try:
-            task = make_task(problem.task, problem.rewards, problem.options)
-        except (ConfigError, ValueError, OSError, ImportError) as error:
-            results.skipped.append(f"{problem.name}: {one_sentence(error)}")
-            continue
-        _collect_problem(folder, plan, problem, task, results)
+        if problem.name in tasks:
+            _collect_problem(folder, plan, problem, tasks[problem.name], results)
     return results
 
 

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 from gflow.bench.ledger import Ledger
 from gflow.config import ConfigError
-from gflow.run import Setup, make_sampler, start_log_z
+from gflow.run import (
+    Setup,
+    fresh_objective,
+    make_sampler,
+    start_log_z,
+    trainer_settings,
+)
 from gflow.sampling import Scorer
 from gflow.scalarize import SCALARIZATIONS
 from gflow.training import Trainer
@@ -31,7 +37,7 @@ def train(setup: Setup, ledger: Ledger) -> None:
         )
     scorer = Scorer(setup.task.env, ledger, SCALARIZATIONS[setup.scalarization])
     sampler = make_sampler(setup, scorer, setup.config.seed)
-    settings = replace(setup.config.trainer, log_every=1, eval_every=0, checkpoint_every=0)
+    settings = replace(trainer_settings(setup), log_every=1, eval_every=0, checkpoint_every=0)
     start_log_z(setup, sampler)
 
     def note(trainer: Trainer, info: dict[str, float]) -> None:
@@ -44,6 +50,6 @@ def train(setup: Setup, ledger: Ledger) -> None:
         ledger.note({name: float(f"{value:.5g}") for name, value in info.items()})
 
     trainer = Trainer(
-        setup.policy, setup.method.objective, sampler, settings, events=Events(on_log=[note])
+        setup.policy, fresh_objective(setup.method), sampler, settings, events=Events(on_log=[note])
     )
     trainer.run(FOR_EVER)
