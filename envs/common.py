@@ -44,6 +44,19 @@ def all_digits(base: int, length: int) -> Tensor:
     return torch.arange(base**length).unsqueeze(1) // place % base
 
 
+def as_numbers(data: Tensor, base: int, done: Tensor) -> Tensor | None:
+    """Rows [n, F] of `base` consecutive whole numbers, and their `done` flags, as one number each.
+
+    Returns:
+        [n] int64, different for different rows; None where int64 cannot tell them apart.
+    """
+    width = data.shape[1]
+    if base**width > 2**61:
+        return None
+    place = torch.tensor([2 * base**i for i in range(width)], device=data.device)
+    return (data * place).sum(-1) + done
+
+
 def with_last(mask: Tensor, only_last: Tensor) -> Tensor:
     """`mask` [n, A], but exactly the last entry in the rows `only_last` [n] bool."""
     last = numbers(0, mask.shape[1], 1, mask.device) == mask.shape[1] - 1

@@ -10,6 +10,7 @@ from torch import Tensor
 from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
+    as_numbers,
     finished,
     numbers,
     one_hot,
@@ -92,6 +93,10 @@ class HyperGrid(Environment):
     def observe(self, states: States) -> Tensor:
         """One-hot coordinates, [n, dim * side]."""
         return one_hot(states.data, self.side)
+
+    def identify(self, states: States) -> Tensor | None:
+        """The rows as numbers, [n]."""
+        return as_numbers(states.data, self.side, states.done)
 
     def decode(self, states: States) -> list[tuple[int, ...]]:
         """Coordinates as tuples."""

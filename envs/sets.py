@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gflow.envs.common import (
     MAX_ENUMERABLE,
+    as_numbers,
     finished,
     numbers,
     require_enumerable,
@@ -86,6 +87,10 @@ class Sets(Environment):
     def observe(self, states: States) -> Tensor:
         """The 0/1 rows, [n, n_items]."""
         return states.data.to(torch.get_default_dtype())
+
+    def identify(self, states: States) -> Tensor | None:
+        """The rows as numbers, [n]."""
+        return as_numbers(states.data, 2, states.done)
 
     def decode(self, states: States) -> list[tuple[int, ...]]:
         """Items in increasing order, as tuples."""

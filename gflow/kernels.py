@@ -123,7 +123,7 @@ class Categorical:
     def entropy(self) -> Tensor:
         """Entropy in nats, [n]."""
         log_p = self.log_probs()
-        return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+        return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 
     def kl(self, other: Kernel) -> Tensor:
         """KL(self || other) in nats, [n]; both must have the same legal actions."""
@@ -138,6 +138,43 @@ class Categorical:
             flat = torch.where(logits > -torch.inf, 0.0, -torch.inf)
             logits = torch.where(uniform.unsqueeze(-1), flat, logits)
         return Categorical(logits)
+
+
+class Repeated:
+    """Rows of a categorical kernel, each as often as asked for: one evaluation serves them all.
+
+    Args:
+        kernel: kernel of k rows.
+        row: [n], the row of `kernel` that stands at each place.
+    """
+
+    def __init__(self, kernel: Kernel, row: Tensor):
+        self.kernel, self.row = kernel, row
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions [n] from noise [n, ...]."""
+        return Categorical(self.log_probs()).sample(noise)
+
+    def log_probs(self) -> Tensor:
+        """Log-probabilities of all actions, [n, A]."""
+        return self.kernel.log_probs()[self.row]
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log-probability of each row's action, [n]."""
+        log_probs = self.kernel.log_probs()
+        return log_probs.flatten().index_select(0, self.row * log_probs.shape[1] + action)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, [n]."""
+        return self.kernel.entropy()[self.row]
+
+    def kl(self, other: Kernel) -> Tensor:
+        """KL(self || other) in nats, [n]."""
+        return Categorical(self.log_probs()).kl(other)
+
+    def explore(self, uniform: Tensor | None, temperature: float) -> Categorical:
+        """Behaviour kernel of the n rows."""
+        return Categorical(self.log_probs()).explore(uniform, temperature)
 
 
 class Factored:

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from gflow.kernels import MANY, Categorical, Factored, draw_noise, gumbel_noise, noise_widths
+from gflow.kernels import (
+    MANY,
+    Categorical,
+    Factored,
+    Repeated,
+    draw_noise,
+    gumbel_noise,
+    noise_widths,
+)
 from gflow.seeding import generator
 
 
@@ -119,6 +127,34 @@ def factored(n):
     table = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     first = Categorical(torch.tensor([[0.1, 0.5, -0.3]], dtype=torch.float64).expand(n, -1))
     return Factored(first, lambda one: Categorical(table[one]), (3, 4))
+
+
+def test_entropy_of_masked_actions_has_a_gradient():
+    logits = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    entropy = Categorical(logits, torch.tensor([[True, True, False]])).entropy()
+    (5 * entropy).sum().backward()
+    torch.testing.assert_close(entropy.item(), math.log(2))
+    assert logits.grad.abs().max() < 1e-12
+
+
+def test_repeated_rows_are_those_of_the_kernel():
+    logits = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]).bool()
+    row = torch.tensor([2, 0, 1, 1, 0])
+    shared, plain = Repeated(Categorical(logits, mask), row), Categorical(logits[row], mask[row])
+    action = torch.tensor([3, 2, 1, 3, 0])
+    uniform = torch.tensor([True, False, True, False, False])
+    noise = draw_noise((5,), (4,), torch.Generator().manual_seed(1), torch.float64, "cpu")
+    other = Categorical(logits[row] * 0.5, mask[row])
+    for one, two in (
+        (shared.log_prob(action), plain.log_prob(action)),
+        (shared.log_probs(), plain.log_probs()),
+        (shared.entropy(), plain.entropy()),
+        (shared.kl(other), plain.kl(other)),
+        (shared.explore(uniform, 2.0).log_probs(), plain.explore(uniform, 2.0).log_probs()),
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    assert torch.equal(shared.sample(noise), plain.sample(noise))
 
 
 def test_factored_log_probs_are_the_product():

@@ -12,6 +12,7 @@ from torch import Tensor
 from gflow.envs.common import (
     MAX_ENUMERABLE,
     all_digits,
+    as_numbers,
     finished,
     numbers,
     one_hot,
@@ -66,6 +67,10 @@ class TokenRows(Environment):
     def observe(self, states: States) -> Tensor:
         """One-hot places, [n, length * (V + 1)]."""
         return one_hot(states.data + 1, self.n_symbols + 1)
+
+    def identify(self, states: States) -> Tensor | None:
+        """The rows as numbers, [n]."""
+        return as_numbers(states.data, self.n_symbols + 1, states.done)
 
     def decode(self, states: States) -> list[Any]:
         """Strings, or tuples of symbols."""

@@ -82,6 +82,13 @@ class Environment(ABC):
         """Where a multi-hot `observe` has its ones, [n, F]; None where it is anything else."""
         return None
 
+    def identify(self, states: States) -> Tensor | None:
+        """An integer for each state, [n] int64, equal exactly where states are; None by default.
+
+        With one, each distinct state of a batch is evaluated once. (Conditions count apart.)
+        """
+        return None
+
     @abstractmethod
     def decode(self, states: States) -> list[Any]:
         """Terminal states as the user's objects."""

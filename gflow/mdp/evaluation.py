@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gflow.kernels import Categorical
-from gflow.mdp.contracts import Policy
+from gflow.kernels import Categorical, Repeated
+from gflow.mdp.contracts import Heads, Policy
 from gflow.mdp.environment import Environment
-from gflow.mdp.states import States
+from gflow.mdp.states import Condition, States
 from gflow.mdp.trajectories import Trajectories
 
 
@@ -87,7 +87,7 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     asked = {"log_pf"} | (needs & {"log_flow", "energy"})
     if want_pb and kind == "learned":
         asked |= {"log_pb"}
-    heads = policy(states, batch.condition.rows(row), frozenset(asked))
+    heads = _heads(policy, states, batch.condition, row, frozenset(asked))
     assert heads.forward is not None
     # Of a terminal state any action will do: what it leaves is not a transition.
     taken = column.clamp(max=valid.shape[1] - 1) if at_ends else column
@@ -152,6 +152,31 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     )  # fmt: skip
 
 
+def _heads(
+    policy: Policy, states: States, condition: Condition, row: Tensor, needs: frozenset[str]
+) -> Heads:
+    """Heads of states [N] under the conditions of trajectories `row` [N].
+
+    Where the policy sees no condition, equal states have equal heads: one of each is evaluated.
+    """
+    numbers = None if condition.encoding.shape[1] else policy.env.identify(states)
+    if numbers is None:
+        return policy(states, condition.rows(row), needs)
+    distinct, place = numbers.unique(return_inverse=True)
+    # Any row of a state will do.
+    first = torch.empty_like(distinct).scatter_(
+        0, place, torch.arange(len(place), device=place.device)
+    )
+    heads = policy(states.rows(first), condition.rows(row[first]), needs)
+    forward, backward, log_flow, energy = heads
+    return Heads(
+        None if forward is None else Repeated(forward, place),
+        None if backward is None else Repeated(backward, place),
+        None if log_flow is None else log_flow.index_select(0, place),
+        None if energy is None else energy.index_select(0, place),
+    )
+
+
 def decisions(env: Environment, batch: Trajectories) -> Tensor:
     """Steps of a discrete environment that had a choice: more than one legal action, [B, T] bool.
 
@@ -182,7 +207,7 @@ def _log_inflow(policy: Policy, batch: Trajectories, construction: Tensor) -> Te
     ends = children.rows(child)
     parents, redone = env.backstep(ends, undone), env.forward_action(ends, undone)
     needs = frozenset({"log_pf", "log_flow"})
-    heads = policy(parents, batch.condition.rows(row[child]), needs)
+    heads = _heads(policy, parents, batch.condition, row[child], needs)
     if heads.forward is None or heads.log_flow is None:
         raise ValueError("the objective needs log F(s): build the policy with flow=True")
     edge = heads.log_flow + heads.forward.log_prob(redone)

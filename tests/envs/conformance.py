@@ -258,6 +258,32 @@ class Conformance:
         if ones is not None:
             assert torch.equal(torch.zeros_like(seen).scatter(1, ones, 1.0), seen)
 
+    def test_numbers_tell_states_apart(self, env, graph):
+        numbers = env.identify(graph.states)
+        if numbers is None:
+            pytest.skip("this environment numbers no states")
+        assert numbers.unique().numel() == len(set(keys(graph.states)))
+
+    def test_equal_states_evaluated_once_give_what_each_gives(self, env, monkeypatch):
+        if env.identify(env.initial(1)) is None:
+            pytest.skip("this environment numbers no states")
+        policy = MLPPolicy(env, (8,), backward="learned", flow=True, seed=1).double()
+        condition = Conditions().sample(40, dtype=torch.float64)
+        random = torch.Generator().manual_seed(0)
+        batch = rollout(policy, env.initial(40), condition, random)
+        names = ["log_pf", "log_pb", "log_flow", "entropy"] + ["backward_kl"] * (not env.tree)
+        asked = frozenset(names[1:])
+        found = []
+        for number in (env.identify, lambda states: None):
+            monkeypatch.setattr(env, "identify", number)
+            policy.zero_grad()
+            at = evaluate(policy, batch, asked)
+            terms = torch.stack([getattr(at, name) for name in names])
+            terms.square().sum().backward()
+            found.append([terms, *(p.grad for p in policy.parameters() if p.grad is not None)])
+        for shared, each in zip(*found, strict=True):
+            torch.testing.assert_close(shared, each, rtol=1e-10, atol=1e-12)
+
     def test_observations_follow_the_default_dtype(self, env):
         torch.set_default_dtype(torch.float64)
         try:
