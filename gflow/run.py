@@ -40,7 +40,7 @@ from gflow.scalarize import SCALARIZATIONS
 from gflow.seeding import generator
 from gflow.store import CandidateStore
 from gflow.tasks import TASKS, Task, make_task, near
-from gflow.training import Events, Runtime, Trainer
+from gflow.training import Events, Runtime, Trainer, TrainerSettings
 from gflow.training.checkpoint import list_checkpoints, write_atomically
 from gflow.training.recorder import Recorder
 from gflow.training.watch import LogZWatch
@@ -207,6 +207,16 @@ def fresh_objective(method: Method) -> Objective:
     return method.objective if fresh is None else fresh()  # type: ignore[no-any-return]
 
 
+def trainer_settings(setup: Setup) -> TrainerSettings:
+    """The run's settings, with the method's own where none are given."""
+    given, method = setup.config.trainer, setup.method
+    return replace(
+        given,
+        updates=_first(given.updates, method, "updates", 1),
+        minibatches=_first(given.minibatches, method, "minibatches", 1),
+    )
+
+
 def _pooled(setup: Setup) -> Conditions | PromptConditions | PooledConditions:
     """What conditions are drawn from: all of them, or a pool that is the same in every process."""
     conditions = setup.conditions
@@ -278,11 +288,7 @@ class Run:
             setup.policy,
             fresh_objective(setup.method),
             make_sampler(setup, self.scorer, self._seed()),
-            replace(
-                config.trainer,
-                updates=_first(config.trainer.updates, setup.method, "updates", 1),
-                minibatches=_first(config.trainer.minibatches, setup.method, "minibatches", 1),
-            ),
+            trainer_settings(setup),
             runtime=self.runtime,
             folder=self.folder,
             events=self._events(),
@@ -353,9 +359,7 @@ def make_sampler(setup: Setup, scorer: Scorer, seed: int) -> Strategy:
     return WithReplay(sampler, replay, setup.replay, config.seed, min(setup.replay, capacity))
 
 
-def _on_paths(
-    setup: Setup, score: Callable[[Trajectories], Trajectories], seed: int
-) -> Strategy:
+def _on_paths(setup: Setup, score: Callable[[Trajectories], Trajectories], seed: int) -> Strategy:
     """Denoising paths with noise where the method wants it."""
     from gflow.sampling.paths import OnPaths
 
