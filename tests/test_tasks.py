@@ -38,6 +38,8 @@ def options(name):
     """What a task needs to be built here, and built quickly; skips where its file is missing."""
     if name in FILES:
         return {"path": str(table(FILES[name]))}
+    if name.startswith("arithmetic"):
+        return {"warm_start": "2"}
     return {"epochs": "1"} if name == "nas_training" else {}
 
 
@@ -50,6 +52,8 @@ def test_every_task_trains_by_the_command_line(name, folder):
         found = store.candidates()
         assert [r.name for r in store.rewards] == [r.name for r in task.oracle.rewards]
     assert found and Path("run/report.html").is_file()
+    if task.describe is not None:
+        return
     states = task.env.encode([candidate.object for candidate in found])
     if task.oracle.on_states:
         recorded = torch.tensor([candidate.rewards for candidate in found]).double()
@@ -76,9 +80,21 @@ def test_every_method_trains_on_a_grid_or_says_why_not(method, folder, capsys):
         with pytest.raises(SystemExit):
             main(command.split())
         assert "docs/objectives.md" in capsys.readouterr().err and not Path("run").exists()
+    elif "paths" in row.defaults:
+        with pytest.raises(SystemExit):
+            main(command.split())
+        assert "docs/denoising.md" in capsys.readouterr().err and not Path("run").exists()
     else:
         main(command.split())
         assert Path("run/CARD.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, row in METHODS.items() if "paths" in row.defaults]
+)
+def test_every_method_on_paths_fine_tunes_scenes(method, folder):
+    main(f"train scenevec --method {method} {TINY} --out run".split())
+    assert Path("run/CARD.md").is_file()
 
 
 def test_a_methods_own_settings_hold_unless_the_user_says_otherwise():

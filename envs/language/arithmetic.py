@@ -84,13 +84,13 @@ def letter_tokenizer(alphabet: str = ALPHABET) -> Any:
         from transformers import PreTrainedTokenizerFast
     except ImportError as error:
         raise ImportError("language models need the extra gflow[llm]") from error
-    special = ["<unknown>", "<end>", "<mask>"]
+    special = ["<end>", "<mask>"]
     words = {word: number for number, word in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
+    tokenizer = Tokenizer(models.WordLevel(words))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unknown>", eos_token="<end>", mask_token="<mask>"
+        tokenizer_object=tokenizer, eos_token="<end>", mask_token="<mask>"
     )
 
 

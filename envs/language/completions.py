@@ -182,9 +182,37 @@ class Completions(Environment):
         Raises:
             ValueError: a text with its end-of-text token is longer than `max_new_tokens`.
         """
+        return self._finished(prompt, [[*self._tokens(text), self.end] for text in texts])
+
+    def encode(self, objects: Sequence[Sequence[Any]]) -> States:
+        """Finished rows of completions of one turn, by their words (special tokens are lost).
+
+        Raises:
+            ValueError: words that are too long, another prompt than the environment's, or several
+                turns.
+        """
+        texts = self.tokenizer.batch_decode(
+            [[-2 - v for v in row if v != EMPTY] for row in self._starts.tolist()],
+            skip_special_tokens=True,
+        )
+        number = {text: i for i, text in enumerate(texts)}
+        prompts, rows = [], []
+        for i, item in enumerate(objects):
+            completion = Completion(*item)
+            if completion.prompt not in number:
+                raise ValueError(f"object {i} completes another prompt: {completion.prompt!r}")
+            if len(completion.turns) > 1:
+                raise ValueError(f"object {i} has several turns, which words do not tell apart")
+            prompts.append(number[completion.prompt])
+            rows.append(self._tokens(completion.text) + [self.end] * completion.ended)
+        return self._finished(torch.tensor(prompts, dtype=torch.int64), rows)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _finished(self, prompt: Tensor, rows: Sequence[list[int]]) -> States:
         data = self.start(prompt).data
-        for i, text in enumerate(texts):
-            tokens = [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
+        for i, tokens in enumerate(rows):
             if len(tokens) > self.max_new_tokens:
                 raise ValueError(
                     f"text {i} has {len(tokens)} tokens, more than {self.max_new_tokens}"
@@ -248,7 +276,7 @@ class Completions(Environment):
             )
         data, done = states.data.clone(), states.done | awaiting
         for row, place, text in zip(rows.tolist(), places[rows].tolist(), replies, strict=True):
-            tokens = [] if text is None else self.tokenizer.encode(text, add_special_tokens=False)
+            tokens = [] if text is None else self._tokens(text)
             # Without a word to answer, or room for one of the policy's own, the episode ends.
             if tokens and place + len(tokens) < self.state_shape[0]:
                 data[row, place : place + len(tokens)] = data.new_tensor([-2 - v for v in tokens])

@@ -126,9 +126,9 @@ class MaskedCompletions(Completions):
         """Refused: steps of several places make uncounted paths."""
         raise NotImplementedError("paths of unmasking are not counted")
 
-    def completed(self, prompt: Tensor, texts: Sequence[str]) -> States:
-        """Finished rows; behind a text every place holds the end-of-text token."""
-        data = super().completed(prompt, texts).data
+    def _finished(self, prompt: Tensor, rows: Sequence[list[int]]) -> States:
+        # Behind a text every place holds the end-of-text token.
+        data = super()._finished(prompt, rows).data
         behind = torch.arange(data.shape[1], device=data.device) >= self.prompt_width
         data = torch.where(behind & (data == EMPTY), self.end, data)
         step = torch.full_like(prompt.long(), self.max_steps)

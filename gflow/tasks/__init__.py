@@ -4,7 +4,7 @@ A task is a function from its options to a `Task`; `register` gives it a name. T
 place of the engine that knows concrete environments, and it imports them on demand.
 """
 
-from . import energies, grids, molecules, nas, sequences
+from . import energies, grids, language, molecules, nas, scenes, sequences
 from .registry import TASKS, MakePolicy, Task, flat_policy, make_task, near, register
 
 __all__ = [
@@ -14,10 +14,12 @@ __all__ = [
     "energies",
     "flat_policy",
     "grids",
+    "language",
     "make_task",
     "molecules",
     "nas",
     "near",
     "register",
+    "scenes",
     "sequences",
 ]

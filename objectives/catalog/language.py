@@ -30,7 +30,7 @@ ROWS: tuple[Method, ...] = (
             kl="k3",
             kl_weight=0.04,
         ),
-        defaults={"group_size": 6, "epsilon": 0.0, "updates": 12},
+        defaults={"group_size": 6, "epsilon": 0.0, "updates": 12, "likelihood": "one_step"},
     ),
     Method(
         "gdpo_elbo",
@@ -38,6 +38,6 @@ ROWS: tuple[Method, ...] = (
         *_GDPO,
         _TAGS,
         PolicyGradient(Advantage(scale="none"), ratio="elbo", kl="k2", kl_weight=0.04),
-        defaults={"group_size": 6, "epsilon": 0.0, "updates": 4},
+        defaults={"group_size": 6, "epsilon": 0.0, "updates": 4, "likelihood": "elbo"},
     ),
 )

@@ -67,12 +67,12 @@ def test_the_end_token_or_the_last_place_finishes_a_row():
 def test_moves_back_undo_moves_on_every_short_row():
     tokenizer = letter_tokenizer("ab")
     env = Completions(tokenizer, [Prompt("a"), Prompt("ba")], 3)
-    for prompt, row in itertools.product((0, 1), itertools.product(range(5), repeat=3)):
+    for prompt, row in itertools.product((0, 1), itertools.product(range(4), repeat=3)):
         states = write(env, prompt, *row)
         for token, before, after in zip(row, states, states[1:], strict=False):
             if bool(before.done):
                 assert same(before, after)
-                assert env.forward_mask(after).tolist() == [[False] * 4 + [True]]
+                assert env.forward_mask(after).tolist() == [[False] * 3 + [True]]
                 continue
             assert env.forward_mask(before).all()
             assert env.forward_action(after, torch.tensor([0])).tolist() == [token]
@@ -102,6 +102,14 @@ def test_completed_texts():
     states = env.completed(torch.tensor([1, 0]), ["12", "(2)"])
     assert [c.text for c in env.decode(states)] == ["12", "(2)"]
     assert states.step.tolist() == [3, 4] and states.done.all()
+    assert same(env.encode(env.decode(states)), states)
+    cut = write(env, 0, *env.tokenizer.encode("2222"))[-1]
+    assert same(env.encode([list(c) for c in env.decode(cut)]), cut)
+    assert env.encode([]).n == 0
+    with pytest.raises(ValueError, match=r"object 0 completes another prompt: '7\+1='"):
+        env.encode([Completion("7+1=", "8", ("8",), True, 2, 8)])
+    with pytest.raises(ValueError, match="object 0 has several turns"):
+        env.encode([Completion("1+1=", "2", ("2", ""), True, 2, 2)])
     with pytest.raises(ValueError, match="text 1 has 5 tokens, more than 4"):
         env.completed(torch.tensor([1, 0]), ["12", "1234"])
 

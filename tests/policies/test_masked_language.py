@@ -230,6 +230,7 @@ def test_words_end_with_their_first_end_token():
     env = MaskedCompletions(letter_tokenizer(), [Prompt("1+1=", 2)], 5, 2)
     done = env.completed(torch.zeros(1), ["(2)"])
     assert (done.data[0, -2:] == env.end).all()
+    assert all(torch.equal(a, b) for a, b in zip(env.encode(env.decode(done)), done, strict=True))
     data = done.data.clone()
     data[0, -1] = env.tokenizer.encode("7")[0]
     (found,) = env.decode(done._replace(data=data))
