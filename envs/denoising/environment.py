@@ -226,8 +226,8 @@ class Denoising(Environment):
         Each of shape [n, 1, ...] against points, the clock [n].
         """
         rows = self._table("tables", states.step.device, dtype)[:, states.step]
-        *wide, clock = rows.unbind()
-        return *(self._wide(value) for value in wide), clock
+        wide = rows.view(-1, states.n, *[1] * len(self.state_shape)).unbind()
+        return *wide[:-1], rows[-1]
 
     def noising(self, states: States, reduction: str = "sum") -> AffineGaussian:
         """P_B: the state before each of `states`; where a walk starts, that is certain."""

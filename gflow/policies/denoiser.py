@@ -75,6 +75,8 @@ class DenoiserPolicy(nn.Module):
         self.log_z = LogZ(condition_size)
         empty = torch.zeros(condition_size) if null is None else null.clone()
         self.register_buffer("null", empty, persistent=False)
+        # A look at one parameter tells the network's precision; looking for it takes its time.
+        self._first = tuple(network.parameters())[:1]
 
     def forward(self, states: States, condition: Condition, needs: frozenset[str]) -> Heads:
         """Heads for each row; P_B costs no call of the network."""
@@ -165,7 +167,7 @@ class DenoiserPolicy(nn.Module):
         # Models with a precision of their own convert what they must, and never the clock.
         dtype = getattr(self.network, "input_dtype", None)
         if dtype is None:
-            dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+            dtype = self._first[0].dtype if self._first else x.dtype
         inputs = tuple(value.to(dtype) for value in (x, clock, encoding))
         if self.recompute and torch.is_grad_enabled() and len(x) > self.recompute:
             parts = zip(*(value.split(self.recompute) for value in inputs), strict=True)
@@ -234,14 +236,17 @@ class TimeMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """[n, outputs]."""
-        output: Tensor = self.trunk(self.point(torch.cat([x, encoding], 1)) + self._timed(t))
+        seen = torch.cat([x, encoding], 1) if encoding.shape[1] else x
+        output: Tensor = self.trunk(self.point(seen) + self._timed(t))
         return output
 
     def _timed(self, t: Tensor) -> Tensor:
-        """What the network makes of times [n], [n, hidden]."""
+        """What the network makes of times [n], [n, hidden] or [1, hidden] where all are equal."""
         if t.is_cuda:
             return self.time(time_features(t, 64))  # type: ignore[no-any-return]
         # A schedule has few times: each is worked out once, where finding them costs no wait.
+        if bool((t == t[0]).all()):
+            return self.time(time_features(t[:1], 64))  # type: ignore[no-any-return]
         times, place = t.unique(return_inverse=True)
         return nn.functional.embedding(place, self.time(time_features(times, 64)))
 
