@@ -67,7 +67,7 @@ def build(space: str, name: str, seed: int) -> tuple[DenoiserPolicy, Any, OnPath
     env = flow(shape, time_grid(STEPS), **settings["schedule"])  # type: ignore[arg-type]
     value = ValueNetwork(space, seed=seed) if method.needs_flow else None
     policy = DenoiserPolicy(
-        env, Anchored(base_network(space)), condition_size=len(FIELDS), flow=value, reduction="mean"
+        env, Anchored(base_network(space)), condition_size=len(FIELDS), flow=value
     )
     objective = method.objective
     if objective.clip[1] < 2:

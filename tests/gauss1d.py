@@ -37,7 +37,7 @@ def make(sampler="flow_sde", steps=5, head=None, **options):
     """A policy on the exact velocity in float64, which acts as one without conditions."""
     times = time_grid(steps)
     env = flow((1,), times, sampler, **options)
-    return DenoiserPolicy(env, Shifted(times), flow=head, reduction="mean").double()
+    return DenoiserPolicy(env, Shifted(times), flow=head).double()
 
 
 def no_condition(n):

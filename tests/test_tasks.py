@@ -121,6 +121,16 @@ def test_a_methods_own_settings_hold_unless_the_user_says_otherwise():
     assert setup("bit_sequences", method="tb").conditions.inverse_temperature.a == 20
 
 
+@pytest.mark.parametrize("method", ["gdpo_elbo", "diffu_grpo", "grpo", "tb"])
+def test_masked_language_models_by_the_command_line(method, folder):
+    # The method says which likelihood of finished rows it wants; others train on paths.
+    size = "--steps 2 --samples 2 --baseline false --sampling.batch_size 12 --policy.hidden 8"
+    task = "arithmetic_masked --options.warm_start 2"
+    main(f"train {task} --method {method} {size} --out run".split())
+    main("sample run -n 4 -o some.csv".split())
+    assert len(Path("some.csv").read_text().splitlines()) > 1
+
+
 @pytest.mark.parametrize("name", ["hypergrid", "grid_objectives", "sets"])
 def test_partial_rewards_end_in_the_reward(name):
     task = make_task(name)

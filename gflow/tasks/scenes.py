@@ -91,9 +91,7 @@ def _scenes(
         size = condition_size - rows.shape[1]
         network = Anchored(base_network(space, size))
         value = ValueNetwork(space, size, seed) if flow else None
-        return DenoiserPolicy(
-            env, network, condition_size=condition_size, flow=value, reduction="mean"
-        )
+        return DenoiserPolicy(env, network, condition_size=condition_size, flow=value)
 
     return Task(
         env,

@@ -97,6 +97,9 @@ class PathGradient:
 
     def __call__(self, policy: Policy, batch: Trajectories) -> Loss:
         """The loss of a batch with advantages and the log-probabilities it was drawn with."""
+        if batch.advantage is None:
+            with torch.no_grad():
+                batch = self.prepare(policy, batch)
         row, column = _trained(batch)
         table, trained = step_table(policy), torch.zeros_like(batch.valid[0])
         trained[column] = True
@@ -105,7 +108,10 @@ class PathGradient:
         assert batch.advantage is not None and batch.log_pf_old is not None
         like = kernel.mean
         table = StepTable(*(value.to(like) for value in table))
-        log_ratio = kernel.log_prob(target) - batch.log_pf_old[row, column]
+        old = batch.log_pf_old[row, column]
+        if getattr(policy, "reduction", "sum") == "sum":
+            old = old / target[0].numel()
+        log_ratio = kernel.log_prob(target) - old
         if self.centered:
             assert batch.mean_old is not None
             std = table.s[column].view(-1, *[1] * (like.ndim - 1))
@@ -206,13 +212,10 @@ def _heads(policy: Policy, batch: Trajectories, row: Tensor, column: Tensor, nee
 
 
 def _kernel(policy: Policy, batch: Trajectories, row: Tensor, column: Tensor) -> AffineGaussian:
+    """P_F of the steps; ratios take means over coordinates, whatever the policy's densities do."""
     kernel = _heads(policy, batch, row, column, "log_pf").forward
-    if not isinstance(kernel, AffineGaussian) or kernel.reduction != "mean":
-        raise ValueError(
-            "ratios of denoising steps take means over coordinates: build the policy with "
-            'reduction="mean"'
-        )
-    return kernel
+    assert isinstance(kernel, AffineGaussian)
+    return AffineGaussian(kernel.mean, kernel.std, "mean")
 
 
 def _weights(batch: Trajectories) -> Tensor:

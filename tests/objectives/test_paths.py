@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gflow.envs.denoising import steps as tables
+from gflow.envs.denoising.schedules import flow
 from gflow.kernels import AffineGaussian
 from gflow.mdp import States, Trajectories
 from gflow.objectives.policy_gradient.advantages import advantage
@@ -208,7 +209,7 @@ def paths(policy, n, seed=0):
     batch = rollout(
         policy, policy.env.initial(n), gauss1d.no_condition(n), generator, keep_log_pf=True
     )
-    batch.rewards = batch.terminal.data
+    batch.rewards = batch.terminal.data[:, :1]
     batch.group = torch.zeros(n, dtype=torch.int64)
     return batch
 
@@ -436,10 +437,25 @@ def test_bad_batches_are_refused():
     batch.rewards = None
     with pytest.raises(ValueError, match="need rewards and groups"):
         PLAIN.prepare(policy, batch)
-    summed = gauss1d.make()
-    summed.reduction = "sum"
-    with pytest.raises(ValueError, match='reduction="mean"'):
-        PLAIN(summed, PLAIN.prepare(summed, paths(summed, 4)))
+
+
+def test_ratios_take_means_whatever_the_densities_of_the_policy():
+    found = []
+    for reduction in ("sum", "mean"):
+        policy = make_wide()
+        policy.reduction = reduction
+        batch = PLAIN.prepare(policy, paths(policy, 64))
+        with torch.no_grad():
+            policy.network.theta += 0.3
+        found.append(PLAIN(policy, batch).value.item())
+    assert found[0] == pytest.approx(found[1], abs=1e-12)
+
+
+def make_wide():
+    """Three independent copies of the variable."""
+    policy = gauss1d.make()
+    policy.env = flow((3,), tables.time_grid(5), "flow_sde")
+    return policy
 
 
 def test_records_keep_old_means_through_checkpoints():
