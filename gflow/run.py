@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -97,7 +98,7 @@ def prepare(config: RunConfig) -> Setup:
                 f"method {method.name!r} needs more than settings can say: use "
                 "gflow.objectives from Python, see docs/objectives.md"
             )
-        task = make_task(config.task, config.rewards, _with_schedule(config, method))
+        task = make_task(config.task, config.rewards, _task_options(config, method))
         if "paths" in method.defaults and getattr(task.env, "quiet", None) is None:
             raise ConfigError(
                 f"method {method.name!r} fine-tunes samplers that start from noise, and task "
@@ -144,13 +145,16 @@ def prepare(config: RunConfig) -> Setup:
     return Setup(config, task, method, conditions, policy, scalarization, replay)
 
 
-def _with_schedule(config: RunConfig, method: Method) -> dict[str, Any]:
-    """The task's options, with the method's step sampler unless the user chose one."""
-    schedule = method.defaults.get("schedule")
-    takes = "sampler" in getattr(TASKS.get(config.task), "__annotations__", {})
-    if not isinstance(schedule, dict) or not takes or "sampler" in config.options:
-        return config.options
-    return {**schedule, **config.options}
+def _task_options(config: RunConfig, method: Method) -> dict[str, Any]:
+    """The task's options; the method's step sampler and likelihood unless the user chose them."""
+    known = getattr(TASKS.get(config.task), "__annotations__", {})
+    options, usual = dict(config.options), method.defaults
+    schedule, likelihood = usual.get("schedule"), usual.get("likelihood")
+    if isinstance(schedule, dict) and "sampler" in known and "sampler" not in options:
+        options = {**schedule, **options}
+    if likelihood is not None and "likelihood" in known:
+        options.setdefault("likelihood", likelihood)
+    return options
 
 
 def _first(chosen: Any, method: Method, name: str, otherwise: Any) -> Any:

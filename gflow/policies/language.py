@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,15 +295,13 @@ class LanguagePolicy(nn.Module):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return logits[..., : self.env.vocabulary].to(dtype)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Within it the policy is the reference: adapters off, or the fixed model.
+    @property
+    def reference(self) -> Callable[[], AbstractContextManager[None]]:
+        """Within `reference()` the policy is its reference: adapters off, or the fixed model.
 
-        Raises:
-            ValueError: the model has no adapters and no fixed model was given.
+        A policy without both has no such attribute; `gflow.policies.Anchored` gives it one.
         """
-        with referring(self):
-            yield
+        return referring(self)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Everything; of a model with adapters only what is trained, for its base is known."""
@@ -346,24 +345,22 @@ def check_vocabulary(env: Completions, model: Any, reference: Any) -> None:
         env.check_context(int(context))
 
 
-@contextmanager
-def referring(policy: Any) -> Iterator[None]:
-    """Exchange a policy's model for its fixed one, or switch its adapters off, for a while.
+def referring(policy: Any) -> Callable[[], AbstractContextManager[None]]:
+    """What exchanges a policy's model for its fixed one, or switches its adapters off, for a while.
 
     Raises:
-        ValueError: it has neither.
+        AttributeError: it has neither.
     """
     if policy.fixed is not None:
-        model, policy.model = policy.model, policy.fixed
-        try:
-            yield
-        finally:
-            policy.model = model
-    elif hasattr(policy.model, "disable_adapter"):
-        with policy.model.disable_adapter():
-            yield
-    else:
-        raise ValueError(
-            "this language model has no reference: give it adapters (LoRA) or a fixed model, or "
-            "wrap it in gflow.policies.reference.Anchored"
-        )
+        return partial(_exchanged, policy)
+    switch: Callable[[], AbstractContextManager[None]] = policy.model.disable_adapter
+    return switch
+
+
+@contextmanager
+def _exchanged(policy: Any) -> Iterator[None]:
+    model, policy.model = policy.model, policy.fixed
+    try:
+        yield
+    finally:
+        policy.model = model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,11 +86,10 @@ class MaskedLanguagePolicy(nn.Module):
             backward = Independent(torch.where(masked, again, back))
         return Heads(forward, backward)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Within it the policy is the reference: adapters off, or the fixed network."""
-        with referring(self):
-            yield
+    @property
+    def reference(self) -> Callable[[], AbstractContextManager[None]]:
+        """See `LanguagePolicy.reference`."""
+        return referring(self)
 
 
 class MaskedLikelihood(nn.Module):
@@ -219,8 +218,7 @@ class MaskedLikelihood(nn.Module):
         log_p = self.policy.log_probs(rows, attended)
         return log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1).where(~env.masked(ends.data), 0.0)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Within it the policy is the reference."""
-        with self.policy.reference():
-            yield
+    @property
+    def reference(self) -> Callable[[], AbstractContextManager[None]]:
+        """See `LanguagePolicy.reference`."""
+        return self.policy.reference
