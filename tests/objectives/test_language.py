@@ -9,6 +9,7 @@ from gflow.mdp import Condition, Evaluation, Trajectories
 from gflow.objectives.catalog.language import ROWS
 from gflow.objectives.policy_gradient import PolicyGradient
 from gflow.policies.masked_language import MaskedLikelihood
+from tests.policies.test_language import adder, make
 from tests.policies.test_masked_language import draw, letters
 
 F64 = torch.float64
@@ -88,3 +89,30 @@ def test_the_rows_of_the_catalog_at_the_first_step(name, estimator):
     assert torch.isclose(loss.value.double(), -each.sum() / norm, atol=1e-4)
     loss.value.backward()
     assert all(torch.isfinite(w.grad).all() for w in policy.parameters() if w.grad is not None)
+
+
+def test_several_turns_are_averaged_turn_by_turn_without_the_tools_words():
+    policy = make(new=30, reply=adder, max_turns=4)
+    batch = draw(policy, 40)
+    batch.group = torch.arange(40) // 8
+    batch.rewards = batch.lengths.to(F64).unsqueeze(1)
+    objective = PolicyGradient(aggregation="rollout_turn_token", clip=(0.8, 1.3))
+    batch = objective.prepare(policy, batch)
+    loss = objective(policy, batch)
+    better = (batch.advantage * (batch.valid & batch.stochastic)).amax(1)
+    better = torch.where(better > 0, better, batch.advantage.amin(1))
+    assert torch.isclose(loss.value.double(), -better.mean(), atol=1e-5)
+    loss.value.backward()
+    assert all(torch.isfinite(w.grad).all() for w in policy.parameters() if w.grad is not None)
+    # The gradient at a token is the advantage over its turn's length and the number of turns.
+    log_pf = batch.log_pf_old.double().requires_grad_()
+    found = Evaluation(log_pf, None, None, None, batch.valid)
+    (grad,) = torch.autograd.grad(objective.loss(found, batch, 30).value, log_pf)
+    for i, completion in enumerate(policy.env.decode(batch.terminal)):
+        own = batch.stochastic[i] & batch.valid[i]
+        number = torch.nn.functional.pad(own[:-1], (1, 0)).logical_not() & own
+        turn = number.cumsum(0)
+        lengths = [int(((turn == k) & own).sum()) for k in range(1, len(completion.turns) + 1)]
+        assert sum(lengths) == completion.n_tokens
+        expected = -better[i] / 40 / len(lengths) / torch.tensor(lengths)[turn - 1]
+        assert torch.allclose(grad[i], torch.where(own, expected, 0.0), atol=1e-9)
