@@ -97,7 +97,8 @@ class DenoiserPolicy(nn.Module):
         if self.log_variance_range:
             output, spread = output.chunk(2, 1)
             s = s * (0.5 * self.log_variance_range * spread.tanh()).exp()
-        return AffineGaussian(torch.addcmul(a * x, b, output), s, self.reduction)
+        # Not fused: rounded as published schedulers round, to the last bit.
+        return AffineGaussian(a * x + b * output, s, self.reduction)
 
     def clean(self, states: States, condition: Condition) -> Tensor:
         """x0_hat, the data that each row's prediction expects, [n, *state_shape].

@@ -183,18 +183,19 @@ def flow_times(scheduler: Any, steps: int, **options: Any) -> tuple[Tensor, Tens
     return times, clock
 
 
-def diffusion_signals(scheduler: Any, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cumulative alphas before and after each step of a DDIM or DDPM scheduler, and its clock.
+def diffusion_signals(scheduler: Any, steps: int) -> tuple[Tensor, Tensor]:
+    """Cumulative alphas of the times that a DDIM or DDPM scheduler visits, and its clock.
 
     Args:
         scheduler: a DDIMScheduler or DDPMScheduler.
         steps: number of steps N.
 
     Returns:
-        signal [N], signal_next [N] in float64, and what the model is fed, [N + 1].
+        [N + 1] cumulative alphas in float64 from noise to data, and what the model is fed at each.
 
     Raises:
-        ValueError: a scheduler that clips its estimate of the data: such a step is not affine.
+        ValueError: a scheduler that clips its estimate of the data, since such a step is not
+            affine, or whose steps do not end where the next ones start.
     """
     config = scheduler.config
     if config.get("clip_sample") or config.get("thresholding"):
@@ -205,10 +206,15 @@ def diffusion_signals(scheduler: Any, steps: int) -> tuple[Tensor, Tensor, Tenso
     scheduler.set_timesteps(steps)
     now = scheduler.timesteps.cpu().long()
     after = now - config.num_train_timesteps // steps
-    last = torch.as_tensor(getattr(scheduler, "final_alpha_cumprod", 1.0)).double()
-    signal = scheduler.alphas_cumprod.double().cpu()
-    signal_next = torch.where(after >= 0, signal[after.clamp(min=0)], last)
-    return signal[now], signal_next, torch.cat([now.double(), torch.zeros(1).double()])
+    if not torch.equal(after[:-1], now[1:]):
+        raise ValueError(
+            f"{steps} steps do not divide the scheduler's {config.num_train_timesteps} times, so "
+            "that its steps would not join"
+        )
+    known = scheduler.alphas_cumprod.double().cpu()
+    end = torch.as_tensor(getattr(scheduler, "final_alpha_cumprod", 1.0)).double()
+    last = known[after[-1]] if after[-1] >= 0 else end
+    return torch.cat([known[now], last.view(1)]), torch.cat([now.double(), last.new_zeros(1)])
 
 
 PREDICTIONS = {"epsilon": "noise", "sample": "clean", "v_prediction": "velocity"}

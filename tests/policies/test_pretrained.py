@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+from gflow.conditions import PromptConditions
 from gflow.envs.denoising import steps as tables
+from gflow.envs.denoising.schedules import diffusion, flow
+from gflow.mdp import States, evaluate
+from gflow.objectives.policy_gradient.path_objective import PathGradient
+from gflow.policies.denoiser import DenoiserPolicy
 from gflow.policies.pretrained import (
     PretrainedNetwork,
     Prompts,
@@ -11,6 +16,9 @@ from gflow.policies.pretrained import (
     diffusion_signals,
     flow_times,
 )
+from gflow.sampling.paths import OnPaths
+from gflow.sampling.rollout import rollout
+from gflow.training import Events, Trainer, TrainerSettings
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -144,10 +152,10 @@ def test_euler_steps_are_those_of_the_flow_scheduler(options):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_ddim_steps_are_those_of_the_scheduler(eta, spacing):
     scheduler = diffusers.DDIMScheduler(
-        clip_sample=False, timestep_spacing=spacing, set_alpha_to_one=False
+        clip_sample=False, timestep_spacing=spacing, set_alpha_to_one=False, steps_offset=1
     )
-    signal, signal_next, clock = diffusion_signals(scheduler, 10)
-    table = tables.ddim(signal, signal_next, eta)
+    signal, clock = diffusion_signals(scheduler, 10)
+    table = tables.ddim(signal[:-1], signal[1:], eta)
     assert clock.shape == (11,) and torch.equal(clock[:-1].long(), scheduler.timesteps)
     x = torch.randn(3, 4, generator=generator(), dtype=torch.float64)
     for k in range(10):
@@ -165,6 +173,9 @@ def test_ddim_steps_are_those_of_the_scheduler(eta, spacing):
 def test_clipping_schedulers_are_refused():
     with pytest.raises(ValueError, match="clip_sample=False"):
         diffusion_signals(diffusers.DDIMScheduler(clip_sample=True), 10)
+    uneven = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="7 steps do not divide"):
+        diffusion_signals(uneven, 7)
 
 
 def test_models_that_do_not_fit_are_refused():
@@ -175,3 +186,109 @@ def test_models_that_do_not_fit_are_refused():
         PretrainedNetwork(network.model, Prompts(prompts().tokens))
     with pytest.raises(ValueError, match="by height="):
         PretrainedNetwork(flux()[0].model, prompts())
+
+
+def policy_of(network, shape, sampler="flow_sde", steps=4, guidance=1.0):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    times, clock = flow_times(scheduler, steps)
+    env = flow(shape, times, sampler, clock=clock)
+    return DenoiserPolicy(env, network, condition_size=1, guidance=guidance), scheduler
+
+
+def walk(policy, n=4, seed=3):
+    condition = PromptConditions(3).make(torch.arange(n) % 3, torch.float32)
+    return rollout(policy, policy.env.initial(n), condition, generator(seed), keep_log_pf=True)
+
+
+@pytest.mark.parametrize("make", [sd3, flux])
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_paths_without_noise_are_those_of_the_scheduler(make, guidance):
+    network, shape = make()
+    policy, scheduler = policy_of(network, shape, "euler", guidance=guidance)
+    batch = walk(policy)
+    scheduler.set_timesteps(4)
+    x = batch.states[:, 1]
+    null = torch.zeros_like(batch.condition.encoding)
+    for k, clock in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            both = network(
+                torch.cat([x, x]),
+                clock.expand(8),
+                torch.cat([batch.condition.encoding, null]),
+            )
+            asked, plain = both.chunk(2)
+            if guidance == 1:
+                v = network(x, clock.expand(4), batch.condition.encoding)
+            else:
+                v = torch.lerp(plain, asked, guidance)
+        x = scheduler.step(v, clock, x, return_dict=False)[0]
+        assert torch.equal(batch.states[:, k + 2], x)
+
+
+def test_ancestral_paths_are_those_of_the_scheduler():
+    network, shape = unet()
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    signal, clock = diffusion_signals(scheduler, 5)
+    env = diffusion(shape, signal, 1.0, clock=clock)
+    policy = DenoiserPolicy(env, network, condition_size=1)
+    batch = walk(policy)
+    x = batch.states[:, 1]
+    for k, now in enumerate(scheduler.timesteps):
+        states = States(x, torch.full((4,), k + 1), torch.zeros(4, dtype=torch.bool))
+        with torch.no_grad():
+            kernel = policy.step(states, batch.condition)
+            output = network(x, now.float().expand(4), batch.condition.encoding)
+        noise = torch.randn(x.shape, generator=generator(k))
+        theirs = scheduler.step(output, int(now), x, eta=1.0, variance_noise=noise).prev_sample
+        assert torch.allclose(kernel.sample(noise), theirs, atol=3e-6)
+        x = theirs
+
+
+@MODELS
+def test_stored_paths_are_scored_as_they_were_sampled(make):
+    network, shape = make()
+    policy, _ = policy_of(network, shape)
+    batch = walk(policy)
+    again = evaluate(policy, batch, frozenset()).log_pf
+    # Rows of all steps are one batch here and four rows at a time there.
+    assert ((again - batch.log_pf_old) / batch.states[0, 0].numel()).abs().max() < 1e-6
+
+
+def test_policy_gradients_train_the_adapters_near_their_reference():
+    network, shape = sd3()
+    add_lora(network.model, rank=4, alpha=8)
+    policy, _ = policy_of(network, shape)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def score(batch):
+        batch.rewards = batch.terminal.data.flatten(1).mean(1, keepdim=True)
+        return batch
+
+    sampler = OnPaths(policy, PromptConditions(3), score, 12, 0, group_size=4)
+    objective = PathGradient(kl_weight=0.1)
+    seen = []
+    trainer = Trainer(
+        policy, objective, sampler, TrainerSettings(learning_rate=1e-2, log_every=1),
+        events=Events(on_log=[lambda trainer, info: seen.append(info)]),
+    )  # fmt: skip
+    trainer.run(3)
+    assert seen[0]["kl"] == 0 and seen[2]["kl"] > 0
+    changed = [
+        name for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    assert changed and all("lora" in name for name in changed)
+
+
+def test_half_precision_models_get_the_clock_unrounded():
+    network, shape = sd3()
+    heard = []
+    network.model.time_text_embed.register_forward_pre_hook(
+        lambda module, inputs: heard.append(inputs[0].clone())
+    )
+    half = PretrainedNetwork(network.model.bfloat16(), Prompts(*(p.bfloat16() for p in prompts())))
+    policy, scheduler = policy_of(half, shape)
+    batch = walk(policy)
+    assert batch.states.dtype == torch.float32
+    scheduler.set_timesteps(4)
+    assert [float(clock[0]) for clock in heard] == scheduler.timesteps.tolist()
+    assert any(float(t.bfloat16()) != float(t) for t in scheduler.timesteps)
