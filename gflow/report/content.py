@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gflow.pareto import non_dominated
-from gflow.report import molecules
+from gflow.report import molecules, pictures
 from gflow.report.markdown import to_html
 from gflow.report.progress import Scale, at_equal_calls, hypervolume_curves, training_curves
 from gflow.report.run import Run, Sample
@@ -39,7 +39,7 @@ class Points:
             self._places[text] = len(self.rows)
             self.rows.append(
                 {
-                    "text": text,
+                    "text": pictures.caption(candidate.object) or text,
                     "object": candidate.object,
                     "rewards": candidate.rewards,
                     "source": candidate.source,
@@ -75,10 +75,11 @@ def build(run: Run, title: str | None, draw: Draw | None) -> tuple[dict[str, Any
     Args:
         run: the run.
         title: headline of the page; None names task and objectives.
-        draw: makes SVG or HTML of an object; None draws molecules when the task is molecules.
+        draw: makes SVG or HTML of an object; None draws molecules where the task is molecules,
+            and pictures.
     """
     are_molecules = "molecule" in _task(run)
-    draw = draw or (molecules.draw_molecule if are_molecules else None)
+    draw = draw or (molecules.draw_molecule if are_molecules else pictures.draw_picture)
     seen = stack_rewards([*run.candidates, *run.baseline], len(run.rewards))
     scale = Scale(run.rewards, seen)
 
