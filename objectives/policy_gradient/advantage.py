@@ -121,6 +121,11 @@ class Advantage:
             rewards = torch.cat([rewards, -paid], 1)
             weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
         group = torch.arange(batch.n, device=mask.device) if batch.group is None else batch.group
+        if memory is None and self.labels is None and int(Groups.of(group).sizes.max()) < 2:
+            raise ValueError(
+                f"a group of one has nothing to be compared with: the baseline {self.baseline!r} "
+                "needs at least two trajectories for each condition"
+            )
         lengths, mine = gather(mask.sum(1))
         rewards, weights = gather(rewards)[0], gather(weights)[0]
         if self.labels is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -169,7 +170,15 @@ class PolicyGradient:
         if self.kl == "in_reward":
             assert batch.log_pf_old is not None and batch.log_pf_ref is not None
             penalty = self.kl_weight * log_ratio(batch.log_pf_old, batch.log_pf_ref, mask)
-        return self.advantage.of(policy, batch, mask, penalty, self.memory)
+        batch = self.advantage.of(policy, batch, mask, penalty, self.memory)
+        assert batch.advantage is not None
+        if not bool(batch.advantage.any()):
+            warnings.warn(
+                "rewards are equal within every group of a batch: it has nothing to teach",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return batch
 
     @property
     def _compares(self) -> bool:
