@@ -19,6 +19,7 @@ Every finished cell (task, method, seed) is one line of OUT/cells.jsonl, and is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -83,9 +84,8 @@ def local_search(
         if new:
             met |= zip(new, value(new).squeeze(1).tolist(), strict=True)
         best = sorted(met, key=lambda text: -met[text])[:50]
-        waiting = [edit(text) for text in best for _ in range(20)]
-        if not new:
-            waiting = fresh(1000)
+        # Some fresh strings in every turn: where the edits bring nothing new, the search goes on.
+        waiting = [edit(text) for text in best for _ in range(20)] + fresh(200)
     return {text: torch.tensor([x]) for text, x in met.items()}
 
 
@@ -98,7 +98,7 @@ def cell(name: str, method: str, seed: int, rounds: int) -> dict[str, Any]:
     features = Features(featurizer(task.env, task.kind))
     reference = torch.tensor(task.reference_point, dtype=torch.float64)
     proposer = Proposer(task, len(task.oracle.rewards), config, key)
-    random = generator(seed, "edits")
+    random, turns = generator(seed, "edits"), itertools.count(1000)
     letters = "".join(task.env.vocabulary)
     shortest, longest = task.env.min_length, task.env.length
 
@@ -127,7 +127,7 @@ def cell(name: str, method: str, seed: int, rounds: int) -> dict[str, Any]:
                 met = local_search(
                     value,
                     [edited(x, letters, shortest, longest, random) for x in order[:50]],
-                    lambda n, number=number: distinct(n, number * 1000 + n),
+                    lambda n: distinct(n, next(turns)),
                     lambda x: edited(x, letters, shortest, longest, random),
                     config.batch_size * (STEPS + 1),
                 )

@@ -135,7 +135,7 @@ def kill(process):
     process.stdout.close()
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03])
+@pytest.mark.parametrize("delay", [0.0, 0.02])
 def test_kill_9_during_tell_loses_nothing(tmp_path, delay):
     size = 400
     process = child(
@@ -304,7 +304,7 @@ def test_molecules_have_one_key_however_they_are_written(tmp_path):
         assert one.tell(["CCO"], [[5.0]]).repeated == 1
         assert one.store.rewards_tensor()[:, 1].min() > 0.3  # qed
         one.deliver(0, tmp_path / "none.csv")
-        assert (tmp_path / "none.csv").read_text() == "smiles,pIC50,round\r\n"
+        assert (tmp_path / "none.csv").read_text().splitlines() == ["smiles,pIC50,round"]
 
 
 def test_other_processes_may_tell_meanwhile(tmp_path):
