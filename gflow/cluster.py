@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from typing import Any
 
@@ -86,6 +87,7 @@ def connect(address: str) -> int:
 
     Raises:
         ImportError: Ray is not installed.
+        ValueError: not an address.
         ConnectionError: there is no such cluster.
     """
     try:
@@ -95,7 +97,20 @@ def connect(address: str) -> int:
             "oracles on a cluster need Ray: install it with `pip install gflow[distributed]`"
         ) from error
     if not ray.is_initialized():
+        if address not in ("auto", "local"):
+            _knock(address)
         ray.init(
             address=address, include_dashboard=None, log_to_driver=False, logging_level="error"
         )
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _knock(address: str) -> None:
+    """Raise at once where nothing answers; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("the address must be auto, local, host:port or ray://host:port")
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there ({error})") from error

@@ -19,6 +19,20 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         OracleRunner(Zoo(), str, cluster="local")
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "ConnectionError: nothing answers there"),
+        ("ray://127.0.0.1:1", "ConnectionError: nothing answers there"),
+        ("somewhere", "ValueError: the address must be auto, local, host:port or ray://host:port"),
+    ],
+)
+def test_no_cluster_says_so_at_once(address: str, message: str) -> None:
+    pytest.importorskip("ray", reason="needs Ray, the extra gflow[distributed]")
+    with pytest.raises(OracleError, match=f"cluster '{address}': {message}"):
+        OracleRunner(Zoo(), str, cluster=address)
+
+
 @pytest.mark.slow
 class TestOnALocalCluster:
     """A real one, of two processors."""
