@@ -36,22 +36,3 @@ class MixtureVelocity(nn.Module):
         gain = (1 - t) * self.std**2 / variance
         clean = (weight * (means + gain.unsqueeze(2) * off)).sum(1)
         return (x - clean) / t
-
-
-class Shifted(nn.Module):
-    """A frozen network plus a trained constant: the policy of `gauss1d`, whose gradient is known.
-
-    Args:
-        network: the network.
-        size: numbers in a point.
-    """
-
-    def __init__(self, network: nn.Module, size: int = 1):
-        super().__init__()
-        self.network = network.requires_grad_(False)
-        self.shift = nn.Parameter(torch.zeros(size))
-
-    def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
-        """Predictions of the points' shape."""
-        moved: Tensor = self.network(x, t, encoding) + self.shift
-        return moved

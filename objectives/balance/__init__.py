@@ -12,6 +12,7 @@ from gflow.objectives.balance.functions import (
     trajectory_score,
     vargrad,
 )
+from gflow.objectives.balance.gradient import GradientBalance
 from gflow.objectives.balance.objectives import (
     BalanceObjective,
     DetailedBalance,
@@ -39,6 +40,7 @@ __all__ = [
     "DetailedBalance",
     "EnergyDecomposition",
     "FlowMatching",
+    "GradientBalance",
     "Potential",
     "SoftQLearning",
     "SubTrajectoryBalance",
