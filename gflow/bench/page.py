@@ -12,7 +12,6 @@ from gflow.bench.summary import (
     LOWER_IS_BETTER,
     Results,
     Row,
-    cell_text,
     columns_of,
     final_rows,
     intervals,
@@ -35,7 +34,6 @@ def write_page(path: Path, results: Results) -> Path:
 def document(results: Results) -> dict[str, Any]:
     """What the page's scripts read."""
     plan = results.plan
-    played = len(final_rows(results.rows))
     cells = {(row["problem"], row["contestant"], row["seed"]) for row in results.rows}
     return {
         "title": plan.title,
@@ -44,7 +42,7 @@ def document(results: Results) -> dict[str, Any]:
             {"label": "problems", "value": len(results.references)},
             {"label": "methods", "value": len({name for _, name in final_rows(results.rows)})},
             {"label": "seeds", "value": len(plan.seeds)},
-            {"label": "runs", "value": len(cells), "note": f"of {played} pairs"},
+            {"label": "runs finished", "value": len(cells)},
         ],
         "problems": [
             _problem(results, problem)
@@ -116,8 +114,7 @@ def _table(results: Results, problem: Problem, present: Sequence[str]) -> dict[s
             {
                 "name": name,
                 "seeds": len(final[problem.name, name]),
-                "cells": [cell_text(*value) for value in values[name]],
-                "values": [value[0] for value in values[name]],
+                "values": values[name],
                 "best": [name in best[place] for place in range(len(columns))],
             }
             for name in present

@@ -14,6 +14,11 @@ const words = {
   front_share: "Share of the reference front's objects that were found.",
   entropy: "Mean of -log p of the sampled trajectories.",
 };
+const digits = (value) => {
+  if (value === null) return "–";
+  if (value === 0) return "0";
+  return Math.abs(value) < 1e-3 ? value.toExponential(1) : Math.abs(value) < 1000 ? value.toPrecision(4) : format(value);
+};
 const label = (metric) => metric.replaceAll("_", " ");
 
 const view = { problem: null, metric: null, axis: "calls", sorted: 0 };
@@ -32,17 +37,14 @@ function drawTable() {
       button, make("small", {}, column === "seconds" ? "" : table.lower[i] ? " ↓" : " ↑"));
   });
   const by = view.sorted, sign = table.lower[by] ? 1 : -1;
-  const known = (row) => row.values[by] ?? sign * Infinity;
+  const known = (row) => row.values[by][0] ?? sign * Infinity;
   const rows = [...table.rows].sort((a, b) => sign * (known(a) - known(b)));
   const body = rows.map((row) => {
     const swatch = make("span", { className: "swatch" });
     swatch.style.background = paint(color(row.name));
     return make("tr", {}, make("th", { scope: "row" }, swatch, row.name),
-      ...row.cells.map((cell, i) => {
-        const [mean, interval] = cell.split(" [");
-        return make("td", { className: row.best[i] ? "number best" : "number" }, mean,
-          interval ? make("small", {}, ` [${interval}`) : null);
-      }));
+      ...row.values.map(([mean, low, high], i) => make("td", { className: row.best[i] ? "number best" : "number" },
+        digits(mean), mean === null ? null : make("small", {}, `${digits(low)} to ${digits(high)}`))));
   });
   at("table").replaceChildren(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "method"), ...heads)),
     make("tbody", {}, ...body));
