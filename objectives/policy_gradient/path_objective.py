@@ -32,7 +32,9 @@ class PathGradient:
     the mean reward when advantages are centered rewards, at the policy that sampled.
 
     Attributes:
-        combine: see `advantages.advantage`; weights are the condition's preference, or even.
+        combine: see `advantages.advantage`; weights are the condition's preference, or even. Or
+            "scalarized": the log-reward is the only reward, so that fronts of any shape can be
+            reached by the scalarization of the `Scorer`.
         baseline: likewise, or "value": the policy's log F head as V(x_t, t, c), which is regressed
             on the reward.
         scale: likewise.
@@ -66,7 +68,7 @@ class PathGradient:
     kl_scale: str = "exact"
 
     def __post_init__(self) -> None:
-        check_choice("combine", self.combine, ("sum_then_norm", "norm_then_sum"))
+        check_choice("combine", self.combine, ("sum_then_norm", "norm_then_sum", "scalarized"))
         check_choice("baseline", self.baseline, ("none", "group_mean", "leave_one_out", "value"))
         check_choice("scale", self.scale, ("none", "group_std", "batch_std"))
         check_choice("power", self.power, POWERS)
@@ -87,7 +89,7 @@ class PathGradient:
         spread = batch.valid.to(better.dtype)
         batch = replace(batch, advantage=better.unsqueeze(1) * spread)
         if self.baseline == "value":
-            batch.value_target = _scalar(batch).unsqueeze(1) * spread
+            batch.value_target = self._rewards(batch)[1].unsqueeze(1) * spread
         if self.centered:
             row, column = _trained(batch)
             means = torch.zeros_like(batch.states[:, 1:])
@@ -141,7 +143,7 @@ class PathGradient:
         metrics["clipped"] = outside.to(like).mean()
         metrics["log_ratio_spread"] = log_ratio.detach().std()
         if batch.rewards is not None:
-            metrics["reward"] = _scalar(batch).mean()
+            metrics["reward"] = self._rewards(batch)[1].mean()
         if self.kl_weight:
             divergence = self._divergence(policy, batch, row, column, kernel, table)
             loss = loss + self.kl_weight * divergence
@@ -165,18 +167,30 @@ class PathGradient:
             divergence = divergence * table.h[column]
         return divergence.mean()
 
+    def _rewards(self, batch: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
+        """Rewards [B, K], their weighted sum [B], and the weights [B, K]."""
+        rewards, preference = batch.rewards, batch.condition.preference
+        if self.combine == "scalarized" and batch.log_reward is not None:
+            rewards, preference = batch.log_reward.unsqueeze(1), None
+        if rewards is None or batch.group is None:
+            raise ValueError("policy gradients need rewards and groups: score the batch first")
+        if preference is None:
+            preference = torch.full_like(rewards, 1 / rewards.shape[1])
+        weights = preference.to(rewards)
+        return rewards, weighted_total(rewards, weights), weights
+
     def _advantages(self, batch: Trajectories) -> Tensor:
         """What is better than expected in each path, [B]."""
-        if batch.rewards is None or batch.group is None:
-            raise ValueError("policy gradients need rewards and groups: score the batch first")
+        rewards, _, weights = self._rewards(batch)
+        assert batch.group is not None
         return advantage(
-            batch.rewards,
+            rewards,
             batch.group,
             batch.lengths,
-            combine=self.combine,
+            combine="norm_then_sum" if self.combine == "norm_then_sum" else "sum_then_norm",
             baseline="none" if self.baseline == "value" else self.baseline,
             scale=self.scale,
-            weights=_weights(batch),
+            weights=weights,
             eps=self.eps,
             ddof=self.ddof,
         )
@@ -216,15 +230,3 @@ def _kernel(policy: Policy, batch: Trajectories, row: Tensor, column: Tensor) ->
     kernel = _heads(policy, batch, row, column, "log_pf").forward
     assert isinstance(kernel, AffineGaussian)
     return AffineGaussian(kernel.mean, kernel.std, "mean")
-
-
-def _weights(batch: Trajectories) -> Tensor:
-    assert batch.rewards is not None
-    if batch.condition.preference is not None:
-        return batch.condition.preference.to(batch.rewards)
-    return torch.full_like(batch.rewards, 1 / batch.rewards.shape[1])
-
-
-def _scalar(batch: Trajectories) -> Tensor:
-    assert batch.rewards is not None
-    return weighted_total(batch.rewards, _weights(batch))
