@@ -95,10 +95,11 @@ class MaskedLanguagePolicy(nn.Module):
 class MaskedLikelihood(nn.Module):
     """A masked diffusion model seen through its finished rows: one step for each token.
 
-    The steps of a record are the tokens of the completions up to their end, and their
-    log-probabilities add up to an estimate of log p(y), so that whatever ratio of sequences an
-    objective takes is that of estimates on the same masks: old, current and reference policy read
-    the draws of the batch.
+    The steps of a record are the tokens of its rows, of which those up to the end of a completion
+    are `stochastic`. Their log-probabilities add up to an estimate of log p(y), so that whatever
+    ratio of sequences an objective takes is that of estimates on the same masks: old, current and
+    reference policy read the draws of the batch. What stands behind the end is masked and shown
+    like the rest, as in sampling, but adds nothing.
 
     - "elbo": semi-deterministic Monte Carlo (GDPO, 2025, arXiv 2510.08554), see
       `gflow.estimators.masked`.
@@ -162,7 +163,8 @@ class MaskedLikelihood(nn.Module):
         """Completions by unmasking, with the draws that estimate their log-probabilities."""
         env, device = self.env, start.data.device
         ends = rollout(self.policy, start, condition, generator, exploration=exploration).terminal
-        batch = env.history(env.up_to_end(ends.data), condition)
+        batch = env.history(ends.data, condition)
+        counted = env.up_to_end(ends.data)[:, env.prompt_width :] >= 0
         if self.estimator == "elbo":
             shape = (batch.n, len(self.times), env.length)
         else:
@@ -170,7 +172,7 @@ class MaskedLikelihood(nn.Module):
         draws = torch.rand(
             shape, generator=generator, dtype=condition.inverse_temperature.dtype, device=device
         )
-        batch = replace(batch, draws=draws)
+        batch = replace(batch, draws=draws, stochastic=counted)
         if not keep_log_pf:
             return batch
         with torch.no_grad():
@@ -190,9 +192,8 @@ class MaskedLikelihood(nn.Module):
         assert batch.draws is not None
         estimate = self._elbo if self.estimator == "elbo" else self._one_step
         terms = estimate(batch.terminal, batch.draws)
-        horizon = batch.valid.shape[1]
         log_z = self.log_z(batch.condition) if "log_z" in needs else None
-        log_pf = torch.where(batch.valid, terms[:, :horizon], 0.0)
+        log_pf = terms if batch.stochastic is None else terms.where(batch.stochastic, 0.0)
         return Evaluation(log_pf, None, None, log_z, batch.valid)
 
     def _elbo(self, ends: States, draws: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class MaskedLikelihood(nn.Module):
         rows = torch.cat([prompt.unsqueeze(1).expand(-1, n_draws, -1), shown], -1).flatten(0, 1)
         log_p = self.policy.log_probs(rows, attended.repeat_interleave(n_draws, 0))
         target = y.repeat_interleave(n_draws, 0).unsqueeze(-1)
-        # Places that are shown, or behind the end, need no legal token.
+        # What is said of shown places does not count, and may be impossible.
         found = log_p.gather(-1, target).view(hidden.shape).where(hidden, 0.0)
         return elbo_terms(found, hidden, weights, draws.new_tensor(self.shares))
 

@@ -254,10 +254,11 @@ def test_finished_rows_are_scored_as_they_were_sampled(estimator):
     batch = draw(policy)
     env = policy.env
     lengths = [c.n_tokens for c in env.decode(batch.terminal)]
-    assert batch.lengths.tolist() == lengths and len(set(lengths)) > 2
+    assert batch.stochastic.sum(1).tolist() == lengths and len(set(lengths)) > 2
+    assert batch.valid.all() and not env.masked(batch.terminal.data).any()
     found = evaluate(policy, batch, frozenset()).log_pf
     assert (found - batch.log_pf_old).abs().max() < 1e-4
-    assert (found[~batch.valid] == 0).all()
+    assert (found[~batch.stochastic] == 0).all() and (found[batch.stochastic] <= 0).all()
     index = torch.tensor([20, 3, 7])
     part = evaluate(policy, batch.rows(index), frozenset()).log_pf
     assert torch.allclose(part, found[index], atol=1e-4)
@@ -275,7 +276,7 @@ def test_one_step_reads_each_token_from_the_row_without_any():
     log_p = inner.log_probs(tokens, attended)[:, : batch.valid.shape[1]]
     expected = log_p.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
     found = evaluate(policy, batch, frozenset()).log_pf
-    assert torch.allclose(found, torch.where(batch.valid, expected, 0.0), atol=1e-5)
+    assert torch.allclose(found, torch.where(batch.stochastic, expected, 0.0), atol=1e-5)
 
 
 def test_the_estimate_is_the_sum_over_masked_rows():
@@ -292,6 +293,21 @@ def test_the_estimate_is_the_sum_over_masked_rows():
             inside = sum(log_p[j, v] for j, v in enumerate(ends) if seen[j] == 2)
             total += float(weight * share * inside)
         assert math.isclose(found[i], total, abs_tol=1e-9)
+
+
+def test_what_stands_behind_the_end_is_seen_but_adds_nothing():
+    policy = MaskedLikelihood(letters(), "elbo", nodes=3)
+    batch = draw(policy)
+    env = policy.env
+    cut = (~batch.stochastic).any(1).nonzero().squeeze(1)
+    assert len(cut) > 2
+    before = evaluate(policy, batch, frozenset()).log_pf
+    # Other tokens at the last place, which is behind the end in these rows.
+    batch.states[cut, -1, -1] = (batch.states[cut, -1, -1] + 2) % 2 + 4
+    after = evaluate(policy, batch, frozenset()).log_pf
+    assert env.up_to_end(batch.terminal.data)[cut, -1].eq(EMPTY).all()
+    assert (after[cut] - before[cut]).abs().max() > 1e-3
+    assert (after[~batch.stochastic] == 0).all()
 
 
 def test_ratios_on_the_same_draws_are_free_of_mask_noise():
