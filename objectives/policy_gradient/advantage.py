@@ -247,17 +247,19 @@ class Advantage:
 
     def _settle(self, policy: Policy, memory: Memory, batch: Trajectories) -> None:
         """Enter the last batch's rewards, under the policy that its update has made."""
-        change = _change(policy, memory, batch)
         total = gather(_total(*self.rewards(policy, batch)))[0]
-        change = gather(change)[0]
-        row = memory.find(gather(batch.condition.encoding)[0], total.dtype)
+        encoding, mine = gather(batch.condition.encoding)
+        row = memory.find(encoding, total.dtype)
         groups = Groups.of(row)
         place = row[groups.order[groups.starts]]
-        kept = tracking.retention(groups.sum(change) / groups.sizes)
+        kept = tracking.retention(_changes(policy, memory)[place])
         old = memory.rows(place)
-        mean, count = tracking.track(old.mean, old.seen, total, groups, kept)
-        memory.put(place, Moments(mean, old.std, count))
-        memory.remember(batch)
+        mean, seen = tracking.track(old.mean, old.seen, total, groups, kept)
+        memory.put(place, Moments(mean, old.std, seen))
+        # Of every condition the last trajectory is kept, by the process that has it.
+        number = torch.arange(len(row), device=row.device)
+        last = number.new_zeros(int(row.max()) + 1).scatter_reduce(0, row, number, "amax")
+        memory.remember(batch.rows(last[row][mine] == number[mine]), row)
         memory.pending = None
 
 
@@ -270,17 +272,20 @@ def _last(mask: Tensor) -> Tensor:
     return mask & (mask.long().flip(1).cumsum(1).flip(1) == 1)
 
 
-def _change(policy: Policy, memory: Memory, batch: Trajectories) -> Tensor:
-    """Mean change of log P_F on the last trajectory of each row's condition, or 0, [B]."""
-    last, place = memory.previous(batch)
+def _changes(policy: Policy, memory: Memory) -> Tensor:
+    """Mean change of log P_F on the last trajectory of each condition, [P]; 0 without one."""
+    change = torch.zeros_like(memory.table.mean)
+    last = memory.last
     if last is None:
-        return torch.zeros(batch.n, device=place.device, dtype=memory.table.mean.dtype)
-    assert last.log_pf_old is not None
-    now = evaluate(policy, last, frozenset()).log_pf
-    moved = (now - last.log_pf_old).abs().clamp(max=LIMIT)
-    mean = torch.where(last.valid, moved, 0.0).sum(1) / last.lengths.clamp(min=1)
-    mean = mean.to(memory.table.mean.dtype)
-    return torch.where(place >= 0, mean[place], 0.0)
+        return change
+    mean = change[:0]
+    if last.n:
+        assert last.log_pf_old is not None
+        now = evaluate(policy, last, frozenset()).log_pf
+        moved = (now - last.log_pf_old).abs().clamp(max=LIMIT)
+        mean = torch.where(last.valid, moved, 0.0).sum(1) / last.lengths.clamp(min=1)
+    number, _ = gather(memory.number(last))
+    return change.index_copy(0, number, gather(mean)[0].to(change.dtype))
 
 
 def _across(group: Tensor) -> Tensor:

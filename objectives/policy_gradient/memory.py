@@ -75,30 +75,16 @@ class Memory:
             )
         )
 
-    def remember(self, batch: Trajectories) -> None:
-        """Keep the last trajectory of every condition of `batch`, and forget its older one."""
-        new = self._number(batch)
-        latest = torch.full((int(new.max()) + 1,), -1, device=new.device)
-        latest[new] = torch.arange(batch.n, device=new.device)
-        kept = batch.rows(latest[latest >= 0])
-        if self.last is not None:
-            old = self._number(self.last)
-            stale = torch.isin(old, new)
-            kept = concat_trajectories([self.last.rows(~stale), kept])
-        self.last = kept
-
-    def previous(self, batch: Trajectories) -> tuple[Trajectories | None, Tensor]:
-        """The kept trajectories, and for each row of `batch` which is of its condition (or -1)."""
-        asked = self._number(batch)
-        if self.last is None:
-            return None, torch.full_like(asked, -1)
-        old = self._number(self.last)
-        place = torch.full((int(torch.cat([old, asked]).max()) + 1,), -1, device=old.device)
-        place[old] = torch.arange(len(old), device=old.device)
-        return self.last, place[asked]
-
-    def _number(self, batch: Trajectories) -> Tensor:
+    def number(self, batch: Trajectories) -> Tensor:
+        """Rows of the table that hold the conditions of `batch`, [B]."""
         return self.find(batch.condition.encoding, self.table.mean.dtype)
+
+    def remember(self, batch: Trajectories, seen: Tensor) -> None:
+        """Keep `batch`, and forget older trajectories of the conditions in the rows `seen`."""
+        if self.last is not None:
+            older = ~torch.isin(self.number(self.last), seen)
+            batch = concat_trajectories([self.last.rows(older), batch])
+        self.last = batch
 
     def state_dict(self) -> dict[str, Any]:
         """The table and what is kept beside it."""

@@ -230,9 +230,12 @@ class PolicyGradient:
             value = value + self.kl_weight * penalty
             metrics["kl"] = mean_over(KL_ESTIMATES["k3"](x.detach()), counted)
         if self.kl == "constraint":
-            divergence = self._mean(k1(log_ratio(old, log_p, mask)), mask, weight)
-            value = value + constraint(divergence, self.kl_bound, self.kl_weight)
-            metrics["kl"] = divergence.detach()
+            each = k1(log_ratio(old, log_p, mask))
+            divergence = self._mean(each, mask, weight)
+            # Whether the bound is met is for all processes to decide together.
+            level = gather(each.detach()[mask])[0].mean()
+            value = value + constraint(divergence, level, self.kl_bound, self.kl_weight)
+            metrics["kl"] = level
         if found.entropy is not None:
             entropy = self._mean(found.entropy, mask, weight)
             value = value - self.entropy_weight * entropy

@@ -48,9 +48,16 @@ def log_ratio(log_p: Tensor, log_ref: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, log_p - log_ref, 0.0).clamp(-LIMIT, LIMIT)
 
 
-def constraint(divergence: Tensor, bound: float, weight: float) -> Tensor:
-    """sg[max(weight (KL - bound), 0)] KL: nothing inside the trust region (DisCO, 2505.12366)."""
-    return (weight * (divergence - bound)).clamp(min=0).detach() * divergence
+def constraint(divergence: Tensor, level: Tensor, bound: float, weight: float) -> Tensor:
+    """max(weight (KL - bound), 0) KL: nothing inside the trust region (DisCO, 2505.12366).
+
+    Args:
+        divergence: KL with its gradient, or this process's share of it.
+        level: KL itself, which decides the multiplier.
+        bound: KL that is allowed.
+        weight: how the multiplier grows beyond it.
+    """
+    return (weight * (level - bound)).clamp(min=0).detach() * divergence
 
 
 def value_loss(value: Tensor, old: Tensor, target: Tensor, clip: float = 0.0) -> Tensor:

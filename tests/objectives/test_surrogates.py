@@ -335,7 +335,7 @@ def test_log_ratios_stay_finite():
 def test_a_constraint_is_idle_inside_the_trust_region():
     for divergence, multiplier in [(3e-4, 0.2), (1e-4, 0.0), (-0.311, 0.0)]:
         kl = torch.tensor(divergence, dtype=F64, requires_grad=True)
-        constraint(kl, 1e-4, 1e3).backward()
+        constraint(kl, kl, 1e-4, 1e3).backward()
         close(kl.grad, multiplier)
 
 
