@@ -63,6 +63,14 @@ def with_last(mask: Tensor, only_last: Tensor) -> Tensor:
     return torch.where(only_last.unsqueeze(1), last, mask)
 
 
+def tiled(mask: Tensor, times: int) -> Tensor:
+    """`mask` [n, k] beside itself, [n, times * k]; doubled, for short rows are slow to repeat."""
+    width, row = mask.shape[1] * times, mask
+    while row.shape[1] < width:
+        row = torch.cat([row, row[:, : width - row.shape[1]]], 1)
+    return row
+
+
 def finished(data: Tensor, steps: Tensor) -> States:
     """Terminal states [n, ...] that took `steps` [n] transitions."""
     return States(data, steps, torch.ones_like(steps, dtype=torch.bool))

@@ -14,6 +14,7 @@ from gflow.envs.common import (
     finished,
     numbers,
     require_enumerable,
+    tiled,
     undo_mask,
     undoable,
 )
@@ -66,7 +67,7 @@ class Slots(TokenRows):
 
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
         """Empty slots with every symbol; stop once all are filled."""
-        moves = (states.data == EMPTY).repeat(1, self.n_symbols)
+        moves = tiled(states.data == EMPTY, self.n_symbols)
         if not self.has_stop:
             # A finished row has no empty slot.
             moves[:, -1].logical_or_(states.done)
