@@ -93,7 +93,7 @@ def prepare(config: RunConfig) -> Setup:
     _check_device(config.device)
     try:
         method = get_method(config.method)
-        if method.requires or "outcome-conditional" in method.tags:
+        if method.requires or {"outcome-conditional", "clean rewards"} & set(method.tags):
             raise ConfigError(
                 f"method {method.name!r} needs more than settings can say: use "
                 "gflow.objectives from Python, see docs/objectives.md"

@@ -86,13 +86,13 @@ class GradientBalance:
                 f"gradient balance needs points, and states of {type(env).__name__} are none"
             )
 
-    def __call__(self, policy: Denoiser, batch: Trajectories) -> Loss:
+    def __call__(self, policy: Any, batch: Trajectories) -> Loss:
         """Mean squared residual over steps and coordinates."""
-        self.check(policy.env)
         if self.log_reward is None or self.reference is None:
             raise ValueError(
                 "gradient balance needs a log_reward and a reference: use dataclasses.replace"
             )
+        self.check(policy.env)
         policy.env.check(batch)
         assert batch.stochastic is not None
         row, column = (batch.stochastic & batch.valid).nonzero(as_tuple=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 
-from gflow.objectives.catalog import denoising, gflownets, language, policy_gradient
+from gflow.objectives.catalog import denoising, gflownets, language, policy_gradient, samplers
 from gflow.objectives.catalog.method import Method, Paper
 
-_FAMILIES = (gflownets, policy_gradient, denoising, language)
+_FAMILIES = (gflownets, policy_gradient, denoising, language, samplers)
 
 METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in family.ROWS}
 
