@@ -199,7 +199,8 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str | None, An
     separator = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
+        return names, [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise StoreError(f"{path}:{reader.line_num}: cannot be read ({error})") from error
 
@@ -213,7 +214,7 @@ def object_column(path: Path, names: Sequence[str], column: str | None) -> str:
     wanted = _OBJECT_COLUMNS if column is None else (column.lower(),)
     for want in wanted:
         for name in names:
-            if name.strip().lower() == want:
+            if name.lower() == want:
                 return name
     expected = column or ", ".join(_OBJECT_COLUMNS)
     raise StoreError(f"{path}: no column {expected}; it has {', '.join(names) or 'none'}")
@@ -222,8 +223,11 @@ def object_column(path: Path, names: Sequence[str], column: str | None) -> str:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise StoreError(f"{path}:{line}: cannot be read, save the file as UTF-8") from error
 
 
 def import_objects(

@@ -358,6 +358,8 @@ def _resolved(
         if name is not None and name not in header:
             has = ", ".join(header) or "none"
             raise StoreError(f"{path}: no column {name} for {endpoint.name}; it has {has}")
+        if name is not None and header.count(name) > 1:
+            raise StoreError(f"{path}: more than one column is called {name}")
     if endpoint.unit_column is None or endpoint.unit:
         return endpoint
     units: dict[str, int] = {}

@@ -112,7 +112,7 @@ def test_the_summary_tells_all_of_it(assay):
 
 
 def test_several_columns_with_marks_of_their_own(tmp_path):
-    text = "Sequence;affinity;yield\nACGU;1.5;> 20\nAC;;3\nGG;x;4\nUU;;\n"
+    text = "Sequence; affinity ;yield\nACGU;1.5;> 20\nAC;;3\nGG;x;4\nUU;;\n"
     path = write(tmp_path, text)
     found = read_measurements(path, [Endpoint("affinity", minimize=True), Endpoint("yield")])
     assert found.objects == ["ACGU", "AC", "GG"]
@@ -161,9 +161,11 @@ def test_files_that_cannot_be_read_at_all(tmp_path):
         read_measurements(write(tmp_path, ""), one)
     with pytest.raises(StoreError, match="cannot be read"):
         read_measurements(tmp_path / "missing.csv", one)
-    (tmp_path / "binary.csv").write_bytes(b"smiles,value\n\xff\xfe\x00")
-    with pytest.raises(StoreError, match="cannot be read"):
-        read_measurements(tmp_path / "binary.csv", one)
+    (tmp_path / "latin.csv").write_bytes("smiles,value\nC,1\nCC,2 µM\n".encode("latin-1"))
+    with pytest.raises(StoreError, match=r"latin\.csv:3: cannot be read, save the file as UTF-8"):
+        read_measurements(tmp_path / "latin.csv", one)
+    with pytest.raises(StoreError, match="more than one column is called value"):
+        read_measurements(write(tmp_path, "smiles,value,value\nC,1,2\n"), one)
     with pytest.raises(ValueError, match="distinct names"):
         read_measurements(tmp_path / "missing.csv", one * 2)
     with pytest.raises(ValueError, match="needs one of the units M, mM"):
