@@ -92,7 +92,8 @@ def moments(values: Tensor, groups: Groups, ddof: int = 1) -> tuple[Moments, Ten
     else:
         count, filled = groups.sum(known), values.nan_to_num(nan=0.0)
     mean = groups.sum(filled) / count.clamp(min=1)
-    deviation = groups.spread(mean).sub_(filled).neg_()
+    deviation = groups.spread(mean)
+    torch.sub(filled, deviation, out=deviation)
     if known is not None:
         deviation *= known
     # The sum of the deviations is what rounding left of the mean: equal values have no spread.
@@ -216,7 +217,8 @@ def advantage(
     else:
         each = group_relative(gated, *settings)
         result = each @ weights if weights.ndim == 1 else (each * weights).sum(-1)
-        size = each.abs().amax() * weights.abs().sum(-1).amax()
+        low, high = each.aminmax()
+        size = torch.maximum(-low, high) * weights.abs().sum(-1).amax()
     if whitening == "none":
         return result
     weight = torch.ones_like(result) if whitening == "sequence" else lengths.to(result.dtype)
