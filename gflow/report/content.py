@@ -11,6 +11,7 @@ import torch
 from gflow.pareto import non_dominated
 from gflow.report import molecules, pictures
 from gflow.report.markdown import to_html
+from gflow.report.points import bound_facts, plane
 from gflow.report.progress import Scale, at_equal_calls, hypervolume_curves, training_curves
 from gflow.report.run import Run, Sample
 from gflow.store import Candidate, as_text, stack_rewards
@@ -91,7 +92,7 @@ def build(run: Run, title: str | None, draw: Draw | None) -> tuple[dict[str, Any
     listed = [place for table in tables for place in table["rows"]]
     cloud = [points.place(candidate) for candidate in _spread(run.candidates, MAX_POINTS)]
     order = [*_spread(front, _MAX_FRONT_DRAWINGS), *listed, *_spread(cloud, MAX_DRAWINGS)]
-    drawings = points.draw(order, draw) if draw else []
+    drawings = points.draw(order, draw)
 
     volume = hypervolume_curves(run, scale)
     document = {
@@ -109,8 +110,10 @@ def build(run: Run, title: str | None, draw: Draw | None) -> tuple[dict[str, Any
         "baseline_front": _baseline_front(run),
         "baseline_calls": run.baseline_calls,
         "estimated": len(run.rewards) > 4,
-        "facts": _facts(run, are_molecules),
+        "facts": [*_facts(run, are_molecules), *bound_facts(run)],
+        "cloud": plane(run),
         "curves": training_curves(run.metrics),
+        "counted": run.counted,
         "card": to_html(run.card),
         "config": run.config,
         "environment": run.environment,

@@ -55,6 +55,7 @@ class Run:
         samples: one entry for each preference the trained sampler was asked for.
         card: text of CARD.md.
         known: lines of known.smi, objects known before the run.
+        counted: what metrics are counted by: "step", or "round" in an active-learning session.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Run:
     samples: list[Sample] = field(default_factory=list)
     card: str = ""
     known: list[str] = field(default_factory=list)
+    counted: str = "step"
 
 
 def read_run(folder: Path) -> Run:
@@ -93,6 +95,7 @@ def read_run(folder: Path) -> Run:
         raise ReportError(str(error)) from error
     if not candidates:
         raise ReportError(f"{folder}: no candidate has been scored yet")
+    rounds = (folder / "session.yaml").is_file()
     samples = _read_samples(folder / "samples.json", len(rewards), candidates)
     found = {candidate.key: candidate for sample in samples for candidate in sample.candidates}
     found |= {candidate.key: candidate for candidate in candidates}
@@ -106,11 +109,12 @@ def read_run(folder: Path) -> Run:
         baseline=baseline,
         baseline_calls=baseline_calls,
         metrics=_read_metrics(folder / "metrics.jsonl"),
-        config=_parse(folder / "config.yaml", _yaml, dict) or {},
+        config=_parse(folder / ("session.yaml" if rounds else "config.yaml"), _yaml, dict) or {},
         environment=_parse(folder / "environment.json", json.loads, dict) or {},
         samples=samples,
         card=_parse(folder / "CARD.md", str, str) or "",
         known=(_parse(folder / "known.smi", str, str) or "").splitlines(),
+        counted="round" if rounds else "step",
     )
 
 

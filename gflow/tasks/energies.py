@@ -15,22 +15,25 @@ if TYPE_CHECKING:
 
 
 @register
-def gmm9(steps: int = 50, reference: str = "brownian", variance: float = 5.0) -> Task:
+def gmm9(
+    steps: int = 40, reference: str = "dds", variance: float = 20.0, guide: bool = True
+) -> Task:
     """9 normal distributions on a grid of the plane, far apart; log Z = 0.
 
     Args:
         steps: denoising steps.
         reference: brownian (from the origin) or dds (from normal noise).
         variance: that of the reference at its end.
+        guide: the network also sees the gradient of the log-density.
     """
     from gflow.envs.denoising.energies import gaussians9
 
-    return _target(gaussians9(), steps, reference, variance, "gmm9")
+    return _target(gaussians9(), steps, reference, variance, "gmm9", guide)
 
 
 @register
 def gmm25(
-    steps: int = 50, reference: str = "brownian", variance: float = 5.0, guide: bool = False
+    steps: int = 40, reference: str = "dds", variance: float = 50.0, guide: bool = True
 ) -> Task:
     """25 normal distributions on a grid of the plane, far apart; log Z = 0.
 
@@ -46,7 +49,7 @@ def gmm25(
 
 
 @register
-def gmm40(steps: int = 50, variance: float = 800.0, guide: bool = False, modes: int = 0) -> Task:
+def gmm40(steps: int = 40, variance: float = 800.0, guide: bool = True, modes: int = 0) -> Task:
     """40 normal distributions strewn over a wide plane; log Z = 0.
 
     Args:
@@ -57,11 +60,11 @@ def gmm40(steps: int = 50, variance: float = 800.0, guide: bool = False, modes: 
     """
     from gflow.envs.denoising.energies import gaussians40
 
-    return _target(gaussians40(modes), steps, "brownian", variance, f"gmm40-{modes}", guide)
+    return _target(gaussians40(modes), steps, "dds", variance, f"gmm40-{modes}", guide)
 
 
 @register
-def funnel(scale: float = 1.0, steps: int = 50, variance: float = 1.0, guide: bool = False) -> Task:
+def funnel(scale: float = 1.0, steps: int = 40, variance: float = 1.0, guide: bool = True) -> Task:
     """A ten-dimensional funnel whose neck is hard to enter; log Z = 0.
 
     Args:
@@ -76,7 +79,7 @@ def funnel(scale: float = 1.0, steps: int = 50, variance: float = 1.0, guide: bo
 
 
 @register
-def many_well(dim: int = 32, steps: int = 50, variance: float = 1.0, guide: bool = True) -> Task:
+def many_well(dim: int = 32, steps: int = 40, variance: float = 1.0, guide: bool = True) -> Task:
     """Pairs of a double well and a normal: 2^(dim / 2) modes; log Z is 164.696 for 32 axes.
 
     Args:
@@ -91,7 +94,7 @@ def many_well(dim: int = 32, steps: int = 50, variance: float = 1.0, guide: bool
 
 
 @register
-def cox(side: int = 40, steps: int = 50, variance: float = 1.0, guide: bool = True) -> Task:
+def cox(side: int = 40, steps: int = 40, variance: float = 1.0, guide: bool = True) -> Task:
     """Log-intensities of a spatial point process given its counts; log Z is not known.
 
     Args:

@@ -112,6 +112,24 @@ function drawVolume() {
   });
 }
 
+/** Points by their first two coordinates: what training met, and what the trained sampler gives. */
+function drawCloud() {
+  if (!report.cloud) return at("cloud-plot").remove();
+  const { training, sampler, axes } = report.cloud;
+  const more = axes > 2 ? `, of ${axes} axes` : "";
+  return chart("cloud-plot", (color) => {
+    const dots = (points, name, paint, opacity) => ({
+      type: "scattergl", mode: "markers", name, x: points.x, y: points.y,
+      marker: { size: 4, color: paint, opacity }, hovertemplate: "%{x:.3f}, %{y:.3f}<extra></extra>",
+    });
+    const traces = [dots(training, "met in training", color.other, 0.35), dots(sampler, "trained sampler", color.accent, 0.9)];
+    return [traces, {
+      xaxis: axis(`first coordinate${more}`, {}), yaxis: axis("second coordinate", { scaleanchor: "x" }),
+      showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, margin: { l: 56, r: 12, t: 36, b: 48 },
+    }];
+  });
+}
+
 /** One small chart for each metric. */
 function drawCurves() {
   if (!report.curves.length) at("curves").append(make("p", { className: "empty" }, "Nothing was logged."));
@@ -124,11 +142,11 @@ function drawCurves() {
     return chart(id, (color) => [
       [{
         type: "scatter", mode: "lines", x: curve.x, y: curve.y, line: { color: color.accent, width: 1.7 },
-        hovertemplate: `step %{x:,}: %{y:.4g}<extra></extra>`,
+        hovertemplate: `${report.counted} %{x:,}: %{y:.4g}<extra></extra>`,
       }],
       {
         margin: { l: 50, r: 8, t: 4, b: 38 },
-        xaxis: axis("step", { tickformat: "," }), yaxis: axis("", wide ? { type: "log", dtick: 1 } : { nticks: 6 }),
+        xaxis: axis(report.counted, { tickformat: "," }), yaxis: axis("", wide ? { type: "log", dtick: 1 } : { nticks: 6 }),
       },
     ]);
   }));
@@ -180,7 +198,7 @@ async function main() {
   }
   card.show(front.members.length ? front.members[Math.floor(front.members.length / 2)] : null);
   best.start();
-  await Promise.all([front.start(), drawVolume(), drawCurves()]);
+  await Promise.all([front.start(), drawVolume(), drawCloud(), drawCurves()]);
   finish();
 }
 
