@@ -2,12 +2,12 @@
 
     python benchmarks/denoising_fronts.py
 
-`plane`: a normal base in the plane and two goals a_1, a_2, rewards 1 - |x - a_k|^2 / 9; the Pareto
-set is the segment between them and the front is concave. `scenes`: "4 squares" of scenevec with the
-rewards soft, warm and cool; the front is 5 points on a line (0 to 4 warm squares, all conditions of
-the prompt met), where weighted sums only reach the ends, so the rewards are scalarized by
-Tchebycheff. Each preference of a lattice is asked for 64 samples. Results are printed as JSON and
-kept in benchmarks/results/denoising_fronts.json.
+`plane`: two goals a_1, a_2 in the plane, rewards 1 - |x - a_k|^2 / 9, and a normal base away from
+both; the Pareto set is the segment between them and the front is concave. `scenes`: "4 squares" of
+scenevec with the rewards soft, warm and cool; the front is 5 points on a line (0 to 4 warm squares,
+all conditions of the prompt met), where weighted sums only reach the ends, so the rewards are
+scalarized by Tchebycheff. Each preference of a lattice (41 and 28 of them) is asked for 16 samples.
+Results are printed as JSON and kept in benchmarks/results/denoising_fronts.json.
 """
 
 from __future__ import annotations
@@ -53,15 +53,17 @@ class Plane:
 
 
 class Normal(nn.Module):
-    """The exact velocity of a standard normal variable, plus what is learned."""
+    """The exact velocity of N((0, 2), 0.5^2), plus what is learned."""
 
     def __init__(self, condition_size: int):
         super().__init__()
         self.learned = TimeMLP(2, 2, condition_size=condition_size, hidden=64)
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
-        slope = (2 * t - 1) / ((1 - t).square() + t.square())
-        moved: Tensor = slope.unsqueeze(1) * x + self.learned(x, t, encoding)
+        left, mean = (1 - t).unsqueeze(1), torch.tensor([0.0, 2.0])
+        variance, noise = 0.25 * left.square(), t.unsqueeze(1).square()
+        slope = (t.unsqueeze(1) - 0.25 * left) / (variance + noise)
+        moved: Tensor = slope * (x - left * mean) - mean + self.learned(x, t, encoding)
         return moved
 
 
@@ -94,7 +96,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
     scalarization = weighted_sum if name == "plane" else tchebycheff
     scorer = Scorer(env, oracle, scalarization)  # type: ignore[arg-type]
     sampler = OnPaths(policy, conditions, scorer, 256, seed, group_size=16)
-    lattice = simplex_lattice(conditions.n_rewards, 11 if name == "plane" else 7).float()
+    lattice = simplex_lattice(conditions.n_rewards, 41 if name == "plane" else 7).float()
 
     def condition(weights: Tensor) -> Condition:
         made = further.make(weights, torch.ones(len(weights)))
@@ -104,7 +106,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
 
     def ask() -> tuple[Tensor, Tensor]:
         """Preferences and rewards along the deterministic path in 40 steps."""
-        weights = lattice.repeat_interleave(64, 0)
+        weights = lattice.repeat_interleave(16, 0)
         asked = condition(weights)
         with on_schedule(policy, flow(shape, time_grid(40), "euler")):
             start = policy.env.initial(len(weights))

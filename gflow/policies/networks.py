@@ -34,6 +34,8 @@ class PromptTime(nn.Module):
         width: width of the result.
     """
 
+    first: Tensor
+
     def __init__(self, fields: Sequence[int], numbers: int = 0, width: int = 128):
         super().__init__()
         self.fields = len(fields)
@@ -144,11 +146,11 @@ class PromptUNet(nn.Module):
             self.middle = _Residual(c, c)
             self.up_b = _Residual(c + b, b)
             self.up_a = _Residual(b + a, a)
-            self.last = nn.Sequential(
-                nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, 4 * channels, 3, padding=1)
-            )
-        nn.init.zeros_(self.last[2].weight)
-        nn.init.zeros_(self.last[2].bias)
+            last = nn.Conv2d(a, 4 * channels, 3, padding=1)
+            self.last = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """Velocities [n, channels, height, width]; both sides must be multiples of 8."""
@@ -197,4 +199,5 @@ class _Attention(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         mixed = self.out(mixed.transpose(1, 2).reshape(n, rows * columns, width))
-        return h + mixed.transpose(1, 2).view_as(h)
+        summed: Tensor = h + mixed.transpose(1, 2).view_as(h)
+        return summed

@@ -49,6 +49,8 @@ class PretrainedNetwork(nn.Module):
     """
 
     input_dtype = torch.float32
+    tokens: Tensor
+    pooled: Tensor
 
     def __init__(
         self,

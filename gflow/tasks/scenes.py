@@ -76,7 +76,7 @@ def _scenes(
     k = len(oracle.rewards)
     further = Conditions(k, concentration=1.0) if preferences else None
     conditions = PromptConditions(len(rows), k, rows.float(), further)
-    options = {} if sampler in ("dpm_sde", "euler") else {"noise": noise}
+    options: dict[str, Any] = {} if sampler in ("dpm_sde", "euler") else {"noise": noise}
     env = flow(SPACES[space].state_shape, time_grid(steps), sampler, **options)
 
     def make_policy(

@@ -9,6 +9,7 @@ sample; the spread of a ratio falls with the square root of that number, so scal
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from gflow.objectives.catalog.method import Method, Paper
@@ -67,8 +68,8 @@ def _row(
     )  # fmt: skip
 
 
-_FLOW_ADVANTAGE = {"scale": "batch_std", "ddof": 0, "eps": 1e-4}
-_PROMPT_ADVANTAGE = {"scale": "group_std", "ddof": 0, "eps": 1e-4}
+_OVER_BATCH = PathGradient(scale="batch_std", ddof=0, eps=1e-4)
+_OVER_GROUP = PathGradient(scale="group_std", ddof=0, eps=1e-4)
 
 ROWS = (
     _row(
@@ -87,18 +88,18 @@ ROWS = (
     ),
     _row(
         "flow_grpo", "Group-relative policy optimisation on a flow sampled by an SDE", _FLOW,
-        PathGradient(**_FLOW_ADVANTAGE, kl_weight=0.04, kl_scale="time"), _FLOW_SDE, "group",
+        replace(_OVER_BATCH, kl_weight=0.04, kl_scale="time"), _FLOW_SDE, "group",
         "reference"
     ),
     _row(
         "flow_grpo_fast", "Flow-GRPO with noise in a few consecutive steps, which share a prefix",
         _FLOW,
-        PathGradient(**_FLOW_ADVANTAGE, clip=_around_one(1e-5)), _FLOW_SDE, "group",
+        replace(_OVER_BATCH, clip=_around_one(1e-5)), _FLOW_SDE, "group",
         window={"kind": "random", "size": 3, "before": 5}, shared="prefix"
     ),
     _row(
         "flow_grpo_cps", "Flow-GRPO on a sampler that keeps the path's coefficients", _CPS,
-        PathGradient(**_FLOW_ADVANTAGE, clip=_around_one(1e-5), power="density"),
+        replace(_OVER_BATCH, clip=_around_one(1e-5), power="density"),
         {"sampler": "cps", "noise": 0.8}, "group"
     ),
     _row(
@@ -119,13 +120,13 @@ ROWS = (
     ),
     _row(
         "temp_flow_grpo", "Each step's credit by branches of its own, weighed by its noise", _TEMP,
-        PathGradient(**_PROMPT_ADVANTAGE, weight="noise", kl_weight=0.004), _FLOW_SDE, "group",
+        replace(_OVER_GROUP, weight="noise", kl_weight=0.004), _FLOW_SDE, "group",
         "reference", shared="prefix", separate=True
     ),
     _row(
         "grpo_guard", "Ratios of zero mean and even spread, gradients even over the steps", _GUARD,
-        PathGradient(
-            **_PROMPT_ADVANTAGE, clip=_around_one(2e-6), power="noise", centered=True,
+        replace(
+            _OVER_GROUP, clip=_around_one(2e-6), power="noise", centered=True,
             weight="time"
         ),
         _FLOW_SDE, "group"

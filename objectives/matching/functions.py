@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def log_likelihood_surrogate(
         ValueError: unknown weight.
     """
     tiny = 1e-10
-    kinds = {
+    kinds: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: error,
         "t": lambda: t * error,
         "t2": lambda: t.square() * error,

@@ -75,9 +75,15 @@ class SceneRewards:
         self.space, self.names = SPACES[space], tuple(names)
         self.rewards = tuple(REWARDS[name] for name in names)
 
-    def __call__(self, states: States, condition: Condition) -> Tensor:
-        """Rewards [n, K]; the first columns of the condition's encoding are the prompt."""
-        x = states.data
+    def __call__(self, objects: States, condition: Condition | None = None) -> Tensor:
+        """Rewards [n, K]; the first columns of the condition's encoding are the prompt.
+
+        Raises:
+            ValueError: no condition.
+        """
+        if condition is None:
+            raise ValueError("scenes are scored by what was asked for: give their conditions")
+        x = objects.data
         seen = self.space.detect(x)
         prompts = condition.encoding[:, : len(FIELDS)].long()
         aligned: Alignment = alignment(seen, prompts, x.dtype)
