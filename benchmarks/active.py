@@ -13,7 +13,7 @@ where the pool comes from:
     random   no pool, nothing learned: new objects by random construction
 
 Every finished cell (task, method, seed) is one line of OUT/cells.jsonl, and is not run again. With
---table the table is written to benchmarks/results/active.md.
+--table the table and the cells are written to benchmarks/results/active.md and active.jsonl.
 """
 
 from __future__ import annotations
@@ -215,6 +215,8 @@ def main() -> None:
     print(text)
     if options.table:
         RESULTS.write_text(f"# Active learning\n\n{text}")
+        lines = "".join(json.dumps(row) + "\n" for row in cells)
+        RESULTS.with_suffix(".jsonl").write_text(lines)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from gflow.active import Session, SessionConfig, SessionError
 from gflow.active.proposer import Proposer
 from gflow.config import ConfigError
 from gflow.pareto import hypervolume
+from gflow.report.content import build
+from gflow.report.run import read_run
 from gflow.store import CandidateStore, StoreError
 
 from .small import CONFIG, Words, measured, session, task
@@ -331,3 +333,15 @@ def test_a_task_of_other_objects(tmp_path):
 
 def test_the_small_laboratory():
     assert Words()(["AACAC"]).tolist() == [[0.6, 1.0]] and task().env.length == 5
+
+
+def test_rounds_are_in_the_report(tmp_path):
+    with session(tmp_path) as one:
+        for _ in range(2):
+            measured(one, one.ask(8))
+        volumes = [row.hypervolume for row in one.progress()]
+    document, _ = build(read_run(tmp_path), None, None)
+    curves = {curve["name"]: curve for curve in document["curves"]}
+    assert document["counted"] == "round" and "words" in document["title"]
+    assert curves["hypervolume"] == {"name": "hypervolume", "x": [0, 1, 2], "y": volumes}
+    assert curves["measured"]["y"] == [0, 8, 16]
