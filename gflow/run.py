@@ -332,17 +332,22 @@ class Run:
             events.on_eval.insert(0, watch)
         return events
 
+    def _end_workers(self) -> None:
+        if isinstance(self.scorer.oracle, OracleRunner):
+            self.scorer.oracle.close()
+
     def _seed(self) -> int:
         return generator(self.setup.config.seed, "rank", self.runtime.rank).initial_seed()
 
     def train(self, steps: int) -> None:
         """Train up to `steps` steps in all."""
         self.trainer.run(steps)
+        # What follows has workers of its own, and a cluster may have no room for both.
+        self._end_workers()
 
     def close(self) -> None:
         """End worker processes, close the store and leave the process group."""
-        if isinstance(self.scorer.oracle, OracleRunner):
-            self.scorer.oracle.close()
+        self._end_workers()
         self.store.close()
         self.runtime.close()
 
