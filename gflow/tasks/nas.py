@@ -33,6 +33,20 @@ def nas_bench_201(
 
 
 @register
+def nas_digits(rewards: str = "accuracy,multiply_adds,depth") -> Task:
+    """Network cells: accuracy on scikit-learn's digits against cost, from a table that is shipped.
+
+    Args:
+        rewards: accuracy, multiply_adds, parameters, depth, separated by commas.
+    """
+    from gflow.envs.nas import NASCell
+    from gflow.envs.nas.digits import digits_table
+
+    env = NASCell()
+    return Task(env, digits_table(names(rewards)), flat_policy(env))
+
+
+@register
 def nas_training(
     rewards: str = "accuracy,multiply_adds,depth", epochs: int = 10, seed: int = 0
 ) -> Task:

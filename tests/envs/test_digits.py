@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from gflow.envs.common import finished
 from gflow.envs.nas.cell import EDGES, OPERATIONS, NASCell
 from gflow.envs.nas.classes import INPUT, classes, depth, form, prune
-from gflow.envs.nas.digits import DigitsTraining, costs, representative
+from gflow.envs.nas.digits import (
+    REWARDS,
+    DigitsTraining,
+    accuracies,
+    costs,
+    digits_table,
+    representative,
+)
 from gflow.envs.nas.training import (
     CellNetwork,
     Images,
@@ -235,6 +242,48 @@ class TestTraining:
         for cell in [(0, 1, 0, 2, 0, 4), (0, 0, 0, 3, 0, 0)]:
             expected = float(train_cell(cell, images, (0,)))
             assert fast(cell, 0) == pytest.approx(expected, abs=0.02)
+
+
+class TestTable:
+    def test_every_cell_is_there_and_equal_networks_are_equal(self):
+        accuracy, number = accuracies(), classes()
+        assert accuracy.shape[0] == 15_625 and 1 <= accuracy.shape[1] <= 3
+        assert ((accuracy > 0.05) & (accuracy <= 1)).all()
+        first = torch.full((5_044,), 15_625).scatter_reduce(0, number, torch.arange(15_625), "amin")
+        assert torch.equal(accuracy, accuracy[first[number]])
+        # 773 images.
+        assert torch.allclose(accuracy * 773, (accuracy * 773).round(), rtol=0, atol=1e-3)
+
+    def test_rewards(self):
+        oracle = digits_table(list(REWARDS))
+        env = NASCell()
+        states = env.all_terminal_states()
+        values = oracle(states)
+        assert torch.equal(values[:, 0], accuracies().mean(1))
+        cost = costs(states.data).double()
+        for column, place, most in ((1, 1, 281_178.0), (2, 0, 7_074.0), (3, 2, 3.0)):
+            low = float(cost[:, place].min())
+            assert float(cost[:, place].max()) == most
+            expected = 1 - (cost[:, place] - low) / (most - low)
+            torch.testing.assert_close(values[:, column], expected)
+        torch.testing.assert_close(values[:, 1], values[:, 2])
+        assert [reward.flipped for reward in oracle.rewards] == [False, True, True, True]
+
+    def test_it_is_what_training_gives(self):
+        oracle, images = digits_table(["accuracy"]), digits()
+        for cell in [(0, 1, 0, 2, 0, 4), (0, 0, 0, 2, 0, 0), (0, 0, 0, 1, 0, 0)]:
+            found = float(train_cell(cell, images, (0,)))
+            known = float(accuracies()[CELLS.index(cell), 0])
+            assert found == pytest.approx(known, abs=0.02)
+            assert float(oracle(NASCell().encode(spelled(cell)))) == pytest.approx(found, abs=0.2)
+
+    def test_good_cells_convolve(self):
+        best = CELLS[int(accuracies().mean(1).argmax())]
+        assert depth(form(best)) >= 1 and 3 in prune(best)
+
+    def test_unknown_rewards(self):
+        with pytest.raises(ValueError, match="'latency': choose from accuracy, multiply_adds"):
+            digits_table(["accuracy", "latency"])
 
 
 class TestDigitsTraining:
