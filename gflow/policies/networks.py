@@ -7,6 +7,7 @@ and E further numbers, such as a preference. Zeros alone ask for nothing in part
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -19,9 +20,14 @@ from gflow.policies.common import seeded_weights
 
 def time_features(t: Tensor, width: int = 32) -> Tensor:
     """Sines and cosines of times [n] at frequencies from 1 to 200, [n, width]."""
-    exponent = torch.linspace(0, math.log(200.0), width // 2, dtype=t.dtype, device=t.device)
-    angle = t.unsqueeze(-1) * exponent.exp()
+    angle = t.unsqueeze(-1) * _frequencies(width // 2, t.dtype, t.device)
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+@functools.cache
+def _frequencies(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: a step has few operations to spare."""
+    return torch.linspace(0, math.log(200.0), n, dtype=dtype, device=device).exp()
 
 
 class PromptTime(nn.Module):
