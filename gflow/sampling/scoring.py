@@ -98,11 +98,23 @@ class Scorer:
         return batch
 
     def rewards(self, batch: Trajectories) -> Tensor:
-        """What an oracle on states says of the terminal ones, [B, K]."""
+        """What an oracle on states says of the terminal ones, [B, K].
+
+        Raises:
+            ValueError: it says something else than K rewards of each.
+        """
         assert not isinstance(self.oracle, OracleRunner)
         if getattr(self.oracle, "conditional", False):
-            return self.oracle(batch.terminal, batch.condition)  # type: ignore[call-arg]
-        return self.oracle(batch.terminal)
+            rewards = self.oracle(batch.terminal, batch.condition)  # type: ignore[call-arg]
+        else:
+            rewards = self.oracle(batch.terminal)
+        wanted = (batch.n, len(self.oracle.rewards))
+        if tuple(rewards.shape) != wanted:
+            raise ValueError(
+                f"{type(self.oracle).__name__} returned rewards of shape {tuple(rewards.shape)}: "
+                f"one row for each of {wanted[0]} objects and {wanted[1]} columns are needed"
+            )
+        return rewards
 
     def _partial_log_reward(self, batch: Trajectories) -> Tensor:
         """log R of every state, [B, T + 1]: what the oracle says of parts, or of finished ones."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gflow.envs.denoising.schedules import flow
 from gflow.envs.denoising.shapes import (
     FIELD_SIZES,
     SPACES,
@@ -20,7 +21,9 @@ from gflow.envs.denoising.shapes import (
     train_prompts,
     vectors,
 )
-from gflow.mdp import Condition, States
+from gflow.envs.denoising.steps import time_grid
+from gflow.mdp import Condition, States, Trajectories
+from gflow.sampling import Scorer
 
 BOTH = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 # color, count, position, two, relation: means of `soft` where half of all scenes miss.
@@ -293,3 +296,22 @@ def test_the_detector_works_in_double_precision():
     one, two = images.detect(x), images.detect(x.double())
     assert two.center.dtype == torch.float64
     assert all(torch.equal(a.double(), b.double()) for a, b in zip(one, two, strict=True))
+
+
+def test_rewards_that_are_not_per_picture_are_refused():
+    class Mean(SceneRewards):
+        def __call__(self, objects, condition=None):
+            return super().__call__(objects, condition).mean(0)
+
+    env = flow((32,), time_grid(2), "euler")
+    prompts, scenes = some(4)
+    x = vectors.draw(scenes, generator(0))
+    batch = Trajectories(
+        torch.stack([x, x], 1), *[torch.zeros(4, 1, 0)] * 2, torch.ones(4, 1).bool(),
+        condition(prompts),
+    )  # fmt: skip
+    assert Scorer(env, SceneRewards("scenevec"))(batch).rewards.shape == (4, 1)
+    with pytest.raises(ValueError, match=r"shape \(1,\): one row for each of 4 objects"):
+        Scorer(env, Mean("scenevec"))(batch)
+    with pytest.raises(ValueError, match="give their conditions"):
+        SceneRewards("scenevec")(batch.terminal)
