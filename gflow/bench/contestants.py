@@ -55,7 +55,7 @@ def prepare_cell(cell: Cell) -> tuple[Task, Callable[[Ledger], None]]:
                 raise ConfigError(
                     f"contestant {contestant.name!r} has no setting {name!r}: {near(name, known)}"
                 )
-        task = make_task(problem.task, problem.rewards, problem.options)
+        task = _counted(make_task(problem.task, problem.rewards, problem.options), problem.task)
         return task, lambda ledger: function(task, ledger, seed, **contestant.settings)
     if contestant.method not in METHODS:
         hint = near(contestant.method, [*BASELINES, *METHODS])
@@ -72,7 +72,14 @@ def prepare_cell(cell: Cell) -> tuple[Task, Callable[[Ledger], None]]:
     }
     settings |= merged(problem.settings, contestant.settings)
     setup = prepare(from_dict(settings, f"contestant {contestant.name!r}"))
-    return setup.task, partial(train, setup)
+    return _counted(setup.task, problem.task), partial(train, setup)
+
+
+def _counted(task: Task, name: str) -> Task:
+    """The task, if its rewards belong to objects alone, as a budget of distinct objects wants."""
+    if task.conditions is not None:
+        raise ConfigError(f"rewards of task {name!r} depend on prompts, not on objects alone")
+    return task
 
 
 def merged(general: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:

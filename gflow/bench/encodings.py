@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gflow.config import ConfigError
 from gflow.mdp import Environment, States
 from gflow.tasks import Task
 
@@ -80,10 +81,16 @@ class Genome:
 
 
 def genome(env: Environment) -> Genome:
-    """How this environment's objects are written as integers."""
+    """How this environment's objects are written as integers.
+
+    Raises:
+        ConfigError: its objects are points of a continuous space.
+    """
     from gflow.envs.grids import HyperGrid
     from gflow.envs.sequences.base import TokenRows
 
+    if env.initial(1).data.is_floating_point():
+        raise ConfigError(f"objects of {type(env).__name__} are continuous, not rows of integers")
     if isinstance(env, HyperGrid):
         return Genome(env, (env.side,) * env.dim, ordinal=True, direct=True)
     if isinstance(env, TokenRows) and env.fixed_length:

@@ -158,6 +158,17 @@ def test_scores_of_unfinished_objects_are_refused(tmp_path):
     assert log.end == "skipped" and "scored on unfinished objects" in log.reason
 
 
+@pytest.mark.parametrize(
+    ("task", "words"), [("gmm9", "are continuous"), ("arithmetic", "depend on prompts")]
+)
+def test_tasks_that_are_no_contest(task, words, tmp_path):
+    if task == "arithmetic":
+        pytest.importorskip("transformers")
+    run_cell(tmp_path, cell("random", Problem("other", task, 10)), 100)
+    (line,) = (tmp_path / "cells/other/random/0.jsonl").read_text().splitlines()
+    assert words in line and "skipped" in line
+
+
 def test_settings_of_the_contestant_win():
     both = merged({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 4}, "c": 5})
     assert both == {"a": {"x": 1, "y": 4}, "b": 3, "c": 5}
