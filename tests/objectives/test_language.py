@@ -5,11 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gflow.conditions import PromptConditions
 from gflow.mdp import Condition, Evaluation, Trajectories
+from gflow.objectives.balance import TrajectoryBalance
+from gflow.objectives.catalog import get_method, policy_gradient
 from gflow.objectives.catalog.language import ROWS
 from gflow.objectives.policy_gradient import PolicyGradient
 from gflow.policies.masked_language import MaskedLikelihood
-from tests.policies.test_language import adder, make
+from gflow.sampling.rollout import rollout
+from tests.policies.test_language import MODELS, adder, make
 from tests.policies.test_masked_language import draw, letters
 
 F64 = torch.float64
@@ -117,3 +121,37 @@ def test_several_turns_are_averaged_turn_by_turn_without_the_tools_words():
         assert sum(lengths) == completion.n_tokens
         expected = -better[i] / 40 / len(lengths) / torch.tensor(lengths)[turn - 1]
         assert torch.allclose(grad[i], torch.where(own, expected, 0.0), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [row.name for row in policy_gradient.ROWS])
+def test_every_policy_gradient_trains_a_language_model(name):
+    policy = make(MODELS["lora"])
+    group = torch.arange(32) // 8
+    condition = PromptConditions(len(policy.env.prompts)).make(group, torch.float32)
+    batch = rollout(
+        policy, policy.env.begin(condition), condition, torch.Generator().manual_seed(0),
+        keep_log_pf=True,
+    )  # fmt: skip
+    batch.group = group
+    texts = policy.env.decode(batch.terminal)
+    batch.rewards = torch.tensor([[c.ended, len(set(c.text)) / 8] for c in texts], dtype=F64)
+    batch.log_reward = batch.rewards.mean(1).log1p()
+    objective = get_method(name).objective.fresh()
+    loss = objective(policy, objective.prepare(policy, batch))
+    loss.value.backward()
+    trained = [w.grad for n, w in policy.named_parameters() if "lora" in n]
+    assert torch.isfinite(loss.value) and all(torch.isfinite(g).all() for g in trained)
+    assert max(float(g.abs().max()) for g in trained) > 0
+
+
+def test_trajectory_balance_trains_a_language_model():
+    policy = make(MODELS["lora"])
+    batch = draw(policy, 32)
+    batch.log_reward = -batch.lengths.float()
+    loss = TrajectoryBalance()(policy, batch)
+    residual = batch.log_pf_old.sum(1) - batch.log_reward
+    assert torch.isclose(loss.value, residual.square().mean(), rtol=1e-4)
+    loss.value.backward()
+    asked = batch.condition.encoding[:, 0].long()
+    assert (policy.log_z.bias.grad[asked] != 0).all()
+    assert int((policy.log_z.bias.grad != 0).sum()) == len(asked.unique())
