@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gflow.config import ConfigError
-from gflow.measurements import Endpoint, Measurements, Note, read_measurements
+from gflow.measurements import Endpoint, Measurements, read_measurements
 from gflow.store import CandidateStore
 
 
@@ -88,36 +87,23 @@ def add_measurements(store: CandidateStore, measured: Measurements) -> tuple[Mea
         measured: what to store.
 
     Returns:
-        The measurements with a note on every object left out, and how many objects are new.
+        The measurements stored, with notes on those that were not, and how many objects are new.
     """
-    rewards = measured.rewards
     low = torch.tensor([reward.low for reward in store.rewards], dtype=torch.float64)
     high = torch.tensor([reward.high for reward in store.rewards], dtype=torch.float64)
-    outside = ((rewards < low) | (rewards > high)).any(1).tolist()
-    stored = store.lookup(measured.keys)
-    known = {key for key, outcome in stored.items() if isinstance(outcome, tuple)}
-    notes = [
-        Note(line, "outside the range of the rewards", str(measured.rewards[i].tolist()))
-        for i, lines in enumerate(measured.lines)
-        for line in lines
-        if outside[i]
-    ]
-    notes += [
-        Note(line, "the store has values already, which stay", key)
-        for key, lines in zip(measured.keys, measured.lines, strict=True)
-        for line in lines
-        if key in known
-    ]
-    keep = [i for i, key in enumerate(measured.keys) if not outside[i] and key not in known]
-    reasons = [measured.bounds(i) or None for i in keep]
-    new = store.add(
-        [measured.objects[i] for i in keep],
-        [measured.keys[i] for i in keep],
-        rewards[keep],
-        reasons,
-        source="measured",
-    )
-    return replace(measured, notes=sorted(measured.notes + notes)), new
+    outside = ((measured.rewards < low) | (measured.rewards > high)).any(1).tolist()
+    known = store.lookup(measured.keys)
+    reasons: dict[int, tuple[str, str]] = {}
+    for i, key in enumerate(measured.keys):
+        if outside[i]:
+            values = str(measured.rewards[i].tolist())
+            reasons[i] = ("outside the range of the rewards", values)
+        elif isinstance(known.get(key), tuple):
+            reasons[i] = ("the store has values already, which stay", key)
+    measured = measured.without(reasons)
+    bounds = [measured.bounds(i) or None for i in range(len(measured.objects))]
+    new = store.add(measured.objects, measured.keys, measured.rewards, bounds, source="measured")
+    return measured, new
 
 
 def _pair(entry: str, option: str) -> tuple[str, str]:

@@ -120,6 +120,20 @@ class Measurements:
         signs = [-1.0 if endpoint.minimize else 1.0 for endpoint in self.endpoints]
         return self.values * torch.tensor(signs, dtype=torch.float64)
 
+    def without(self, reasons: Mapping[int, tuple[str, str]]) -> Measurements:
+        """What is left when objects are left out: (kind, reason) by their place among the n."""
+        keep = [i for i in range(len(self.objects)) if i not in reasons]
+        notes = [Note(line, *reasons[i]) for i in reasons for line in self.lines[i]]
+        parts = ("values", "counts", "spread", "above", "below")
+        return replace(
+            self,
+            objects=[self.objects[i] for i in keep],
+            keys=[self.keys[i] for i in keep],
+            lines=[self.lines[i] for i in keep],
+            notes=sorted(self.notes + notes),
+            **{name: getattr(self, name)[keep] for name in parts},
+        )
+
     def bounds(self, row: int) -> str:
         """What is known of the quantities without exact value of an object, in words."""
         words = []

@@ -1,5 +1,6 @@
 """Oracle workers on a Ray cluster: the same contract as worker processes."""
 
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from gflow.oracles import OracleError, OracleRunner
+from gflow.store import CandidateStore
 from tests.oracle_zoo import Traces, Unloadable, Zoo
 
 GOOD = [f"good{i}" for i in range(8)]
@@ -71,6 +73,17 @@ class TestOnALocalCluster:
         with OracleRunner(Unloadable(), str, workers=1, cluster="auto") as runner:
             with pytest.raises(OracleError, match="no module named docking"):
                 runner.evaluate(["ab"])
+
+    def test_a_run_from_the_command_line(self, tmp_path: Path) -> None:
+        (tmp_path / "chemist.py").write_text("def half(smiles):\n    return [0.5] * len(smiles)\n")
+        command = [sys.executable, "-m", "gflow.cli", "train", "molecules"]
+        command += ["--rewards=qed,chemist:half", "--steps=1", "--samples=4", "--out=run"]
+        command += ["--oracle.cluster=local", "--oracle.workers=2", "--sampling.batch_size=8"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with CandidateStore(tmp_path / "run" / "candidates.sqlite") as store:
+            found = store.candidates()
+        assert found and all(one.rewards is not None and one.rewards[1] == 0.5 for one in found)
 
     def test_closing_gives_the_processors_back(self, ray) -> None:
         for _ in range(3):

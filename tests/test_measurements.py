@@ -197,7 +197,12 @@ def test_import_fills_a_store_and_can_be_repeated(tmp_path, capsys):
     assert len(left_out) == 11
     main(command)
     out = capsys.readouterr().out
-    assert "0 objects new" in out and "the store has values already, which stay: 6" in out
+    assert "2 of 18 rows taken: 1 objects, 0 complete" in out and "0 objects new" in out
+    assert (
+        "left out, the store has values already, which stay: 6 (lines 2, 3, 6, 7, 17, ...)" in out
+    )
+    with CandidateStore(run / "candidates.sqlite") as store:
+        assert len(store) == 4 and len(store.candidates()) == 3
 
 
 @pytest.mark.parametrize(
