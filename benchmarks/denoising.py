@@ -138,7 +138,7 @@ def gmm25(quick: int) -> None:
 
 def many_well(quick: int) -> None:
     """The 32-dimensional many-well, with and without Langevin local search."""
-    energy, steps = ManyWell(32), max(1000 // quick, 2)
+    energy, steps = ManyWell(32), max(500 // quick, 2)
     truth = energy.wells(energy.sample(100_000, generator(3, "exact")))
 
     def rows() -> Iterable[Sequence]:
@@ -208,7 +208,7 @@ class Ratio:
 
 def rtb(quick: int) -> None:
     """Relative trajectory balance: nine of the prior's 25 modes with given weights."""
-    reward, steps = Ratio(), max(1500 // quick, 2)
+    reward, steps = Ratio(), max(800 // quick, 2)
     # Memoryless noise: the end must not depend on the source, which no training moves.
     env = flow((2,), time_grid(40), noise=math.sqrt(2))
     prior = DenoiserPolicy(env, MixtureVelocity(reward.prior.means, reward.prior.std))

@@ -117,27 +117,39 @@ def brownian(state_shape: Sequence[int], steps: int = 100, variance: float = 1.0
 
 
 def denoising_diffusion(
-    state_shape: Sequence[int], steps: int = 100, variance: float = 1.0, last: float = 1e-4
+    state_shape: Sequence[int],
+    steps: int = 100,
+    variance: float = 1.0,
+    ends: tuple[float, float] = (0.01, 1e-3),
 ) -> Denoising:
     """The denoising diffusion sampler (DDS, 2302.13834), from a normal source.
 
     P_B is the variance-preserving noising, so that without control a normal target of that
-    variance is met. The share of the variance that a step renews follows a squared cosine.
+    variance is met. The nodes lie evenly in the log of signal over noise, so that every scale of
+    the target gets its share of the steps.
 
     Args:
         state_shape: shape of a point.
-        steps: number of steps N.
+        steps: number of steps N, at least 2.
         variance: that of the source.
-        last: share of the variance that the last step renews.
+        ends: share of the data's variance that is left at t = 1, and share of noise that the last
+            step takes away.
+
+    Raises:
+        ValueError: fewer than 2 steps, or ends that leave nothing between them.
     """
-    times = tables.time_grid(steps)
-    middle = (times[:-1] + times[1:]) / 2
-    cosine = (math.pi / 2 * (1 - middle)).cos().square()
-    total = 2 * math.log(100.0)
-    forgotten = 1 - (-total * cosine / cosine.sum()).exp()
-    forgotten = forgotten.clamp(min=last)
-    forward = tables.dds(forgotten, variance)
+    left, last = ends
+    if steps < 2 or not 0 < left < 1 - last < 1:
+        raise ValueError(
+            f"the denoising diffusion sampler needs 2 steps and ends within (0, 1), not {steps} "
+            f"steps and {ends}"
+        )
+    inner = torch.tensor([left, 1 - last], dtype=torch.float64).logit()
+    signal = torch.linspace(*inner.tolist(), steps, dtype=torch.float64).sigmoid()
+    signal = torch.cat([signal, signal.new_ones(1)])
+    forward = tables.dds(1 - signal[:-1] / signal[1:], variance)
     backward = Steps(forward.a, torch.zeros_like(forward.b), forward.s)
+    times = tables.time_grid(steps)
     return Denoising(state_shape, forward, backward, times, source=math.sqrt(variance))
 
 

@@ -297,6 +297,19 @@ def test_a_deterministic_step_in_a_balance_loss_is_refused(objective, name):
         objective(policy, scored(sample(policy)))
 
 
+def test_the_noising_of_the_denoising_diffusion_sampler():
+    """From data to source, the share of the data that is left falls evenly in its logit."""
+    env = denoising_diffusion((1,), 9, 4.0, ends=(0.02, 0.004))
+    kept = env.backward.a[1:].square().flip(0).cumprod(0)
+    assert torch.allclose(env.backward.s[1:].square(), 4.0 * (1 - env.backward.a[1:].square()))
+    assert torch.allclose(kept[[0, -1]], torch.tensor([0.996, 0.02], dtype=torch.float64))
+    gaps = kept.logit().diff()
+    assert torch.allclose(gaps, gaps[:1].expand(8))
+    for wrong in ((1.0, 0.1), (0.9, 0.2), (0.0, 0.1)):
+        with pytest.raises(ValueError, match="ends within"):
+            denoising_diffusion((1,), 9, ends=wrong)
+
+
 def test_schedules_that_do_not_end_at_data_are_refused():
     with pytest.raises(ValueError, match=r"does not end at data: noise of 0[.]125"):
         flow((3,), time_grid(9)[:-1])
@@ -467,3 +480,29 @@ def test_environments_travel():
     for other in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
         other.check(batch)
     assert set(SAMPLERS) == {"euler", "flow_sde", "dance_sde", "sage_sde", "cps", "dpm_sde"}
+
+
+def kept_for_the_gradient(steps, recompute):
+    """Bytes of a batch of 16 paths, and of the tensors its gradient keeps."""
+    policy = make_policy(brownian((3,), steps), torch.float32, recompute=recompute)
+    batch = scored(sample(policy, 16, dtype=torch.float32))
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = TrajectoryBalance()(policy, batch)
+    held = sum(saved.values())
+    loss.value.backward()
+    return sum(t.nbytes for t in (batch.states, batch.actions, batch.backward_actions)), held
+
+
+def test_memory_is_linear_in_the_steps_and_recomputing_spares_it():
+    path, held = zip(*(kept_for_the_gradient(steps, 0) for steps in (10, 20, 40)), strict=True)
+    assert path == tuple(16 * (steps + 1) * 3 * 4 for steps in (10, 20, 40))
+    assert held[2] - held[1] == pytest.approx(2 * (held[1] - held[0]), rel=0.05)
+    _, less = kept_for_the_gradient(40, 32)
+    assert less < 0.1 * held[2]
