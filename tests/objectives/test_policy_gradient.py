@@ -442,3 +442,21 @@ def test_trajectories_of_one_object_teach_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert (PolicyGradient().prepare(policy, batch).advantage == 0).all()
+
+
+@pytest.mark.parametrize("task", ["molecules", "sets", "ngrams", "nas_training", "hypergrid"])
+def test_every_row_suits_every_kind_of_object(task):
+    """Each method takes a batch of each task, by a policy of the task's own kind."""
+    from gflow.config import PolicySettings, RunConfig, SamplingSettings
+    from gflow.run import fresh_objective, prepare, try_out
+
+    for row in ROWS:
+        config = RunConfig(
+            task, row.name, policy=PolicySettings(hidden=8, layers=1),
+            sampling=SamplingSettings(batch_size=8), baseline=False,
+        )  # fmt: skip
+        setup = prepare(config)
+        try_out(setup)
+        assert fresh_objective(setup.method).needs == row.objective.needs
+        several = len(setup.task.oracle.rewards) > 1
+        assert setup.conditions.with_preference == several
