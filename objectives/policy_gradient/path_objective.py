@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from gflow.kernels import AffineGaussian
 from gflow.mdp import Loss, Policy, States, Trajectories
 from gflow.objectives.policy_gradient.advantages import advantage, weighted_total
+from gflow.objectives.policy_gradient.buffer import RewardBuffer
 from gflow.objectives.policy_gradient.paths import (
     POWERS,
     WEIGHTS,
@@ -39,6 +40,9 @@ class PathGradient:
             on the reward.
         scale: likewise.
         eps: added to the standard deviation.
+        buffer: take mean and standard deviation over so many last rewards of a condition, earlier
+            batches included, instead of the group; 0 for none. Train what `fresh` returns then.
+        least: rewards below which a condition takes those of the batch.
         ddof: 1 for the unbiased one, else 0.
         bound: largest advantage, either sign.
         value_weight: weight of that regression.
@@ -66,6 +70,9 @@ class PathGradient:
     weight: str = "even"
     kl_weight: float = 0.0
     kl_scale: str = "exact"
+    buffer: int = 0
+    least: int = 16
+    memory: RewardBuffer | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("combine", self.combine, ("sum_then_norm", "norm_then_sum", "scalarized"))
@@ -77,6 +84,19 @@ class PathGradient:
         low, high = self.clip
         if not 0 <= low <= 1 <= high:
             raise ValueError(f"clip bounds must hold 1 between them, not {low} and {high}")
+
+    def fresh(self) -> PathGradient:
+        """This objective with an empty memory of its own, or itself where it needs none."""
+        return replace(self, memory=RewardBuffer(self.buffer, self.least)) if self.buffer else self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the memory holds."""
+        return {} if self.memory is None else self.memory.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        if self.memory is not None:
+            self.memory.load_state_dict(state)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -181,8 +201,12 @@ class PathGradient:
 
     def _advantages(self, batch: Trajectories) -> Tensor:
         """What is better than expected in each path, [B]."""
-        rewards, _, weights = self._rewards(batch)
+        rewards, total, weights = self._rewards(batch)
         assert batch.group is not None
+        if self.buffer:
+            if self.memory is None:
+                raise ValueError("a buffer of rewards needs a memory: train what fresh() returns")
+            return self.memory.standardized(batch.condition.encoding, total, self.eps)
         return advantage(
             rewards,
             batch.group,

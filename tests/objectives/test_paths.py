@@ -11,6 +11,7 @@ from gflow.envs.denoising.schedules import flow
 from gflow.kernels import AffineGaussian
 from gflow.mdp import States, Trajectories
 from gflow.objectives.policy_gradient.advantages import advantage
+from gflow.objectives.policy_gradient.buffer import RewardBuffer
 from gflow.objectives.policy_gradient.path_objective import PathGradient, step_table
 from gflow.objectives.policy_gradient.paths import (
     StepTable,
@@ -465,3 +466,42 @@ def test_records_keep_old_means_through_checkpoints():
     again = Trajectories.from_state_dict(batch.state_dict())
     assert torch.equal(again.mean_old, batch.mean_old)
     assert again.rows(torch.tensor([1, 2])).mean_old.shape == (2, 6, 1)
+
+
+def asked(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64).unsqueeze(1)
+
+
+def test_rewards_of_earlier_batches_are_remembered():
+    buffer = RewardBuffer(4, 3)
+    first = buffer.standardized(asked(0, 0, 1), torch.tensor([1.0, 3, 2]).double(), 1e-6)
+    assert first.tolist() == pytest.approx([-1.224743, 1.224743, 0], abs=1e-6)
+    state = buffer.state_dict()
+    second = buffer.standardized(asked(0, 0), torch.tensor([5.0, 7]).double(), 1e-6)
+    assert second.tolist() == pytest.approx([0.447213, 1.341640], abs=1e-6)
+    again = RewardBuffer(4, 3)
+    again.load_state_dict(state)
+    resumed = again.standardized(asked(0, 0), torch.tensor([5.0, 7]).double(), 1e-6)
+    assert torch.equal(resumed, second)
+    # Only the last four count: 7, 9, 9, 9 after three more.
+    third = buffer.standardized(asked(0, 0, 0), torch.tensor([9.0, 9, 9]).double(), 1e-6)
+    assert third.tolist() == pytest.approx([0.57735] * 3, abs=1e-5)
+    many = RewardBuffer(2, 1).standardized(asked(*[0] * 5), torch.arange(5.0).double(), 0.0)
+    assert many.tolist() == pytest.approx([-7, -5, -3, -1, 1])
+
+
+def test_a_buffer_belongs_to_one_run():
+    plain = PathGradient(buffer=4, least=2, ddof=0, eps=1e-6)
+    policy = gauss1d.make()
+    batch = paths(policy, 8)
+    with pytest.raises(ValueError, match=r"train what fresh\(\) returns"):
+        plain.prepare(policy, batch)
+    one, two = plain.fresh(), plain.fresh()
+    first = one.prepare(policy, batch).advantage
+    one.prepare(policy, paths(policy, 8, seed=1))
+    assert torch.equal(two.prepare(policy, batch).advantage, first)
+    assert PLAIN.fresh() is PLAIN and PLAIN.state_dict() == {}
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(two.memory.ring, one.memory.ring)
+    with pytest.raises(ValueError, match="cannot wait"):
+        RewardBuffer(4, 5)
