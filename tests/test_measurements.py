@@ -1,9 +1,12 @@
 """Measured values from CSV files: nothing good is lost, nothing bad gets in, all is accounted."""
 
 import math
+import statistics
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gflow.cli import main
 from gflow.envs.molecules.chemistry import canonical_smiles
@@ -175,6 +178,44 @@ def test_files_that_cannot_be_read_at_all(tmp_path):
 def test_an_empty_table_has_no_objects(tmp_path):
     found = read_measurements(write(tmp_path, "smiles,value\n"), [Endpoint("value")])
     assert found.values.shape == (0, 1) and found.rows == 0 and found.objects == []
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["A", "B", "C"]),
+            st.sampled_from(["", "<", ">"]),
+            st.integers(1, 10**6),
+            st.sampled_from(["nM", "uM"]),
+        ),
+        max_size=12,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_rows_in_any_order_say_the_same(tmp_path_factory, rows, shuffled):
+    folder = tmp_path_factory.mktemp("rows")
+    endpoint = Endpoint("pIC50", "ic50", unit="nM", unit_column="units", negative_log=True)
+
+    def read(entries):
+        lines = [f"{name},{mark}{value},{unit}" for name, mark, value, unit in entries]
+        text = "\n".join(["object,ic50,units", *lines])
+        found = read_measurements(write(folder, text), [endpoint])
+        table = torch.stack([found.values, found.above, found.below, found.spread], -1)
+        return dict(zip(found.keys, table[:, 0].tolist(), strict=True))
+
+    other = list(rows)
+    shuffled.shuffle(other)
+    one, two = read(rows), read(other)
+    assert one.keys() == two.keys() == {row[0] for row in rows}
+    for key, values in one.items():
+        exact = [
+            9 - math.log10(value * (1000 if unit == "uM" else 1))
+            for name, mark, value, unit in rows
+            if name == key and not mark
+        ]
+        middle = statistics.median(exact) if exact else math.nan
+        assert values[0] == pytest.approx(middle, abs=1e-12, nan_ok=True)
+        assert values == pytest.approx(two[key], abs=1e-12, nan_ok=True)
 
 
 def test_import_fills_a_store_and_can_be_repeated(tmp_path, capsys):

@@ -80,12 +80,18 @@ class SEHProxy:
     Args:
         arrays: the 22 arrays of the file, in their order.
         dtype: of the arithmetic.
+        device: where it happens, and where the values come back.
 
     Raises:
         ValueError: other arrays.
     """
 
-    def __init__(self, arrays: Sequence[Any], dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        arrays: Sequence[Any],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
         shapes = tuple(tuple(array.shape) for array in arrays)
         if shapes != _SHAPES:
             wrong = next(
@@ -99,9 +105,9 @@ class SEHProxy:
             raise ValueError(
                 f"not the weights of the sEH proxy: array {wrong} of {len(shapes)} does not fit"
             )
-        weights = [torch.as_tensor(np.asarray(array)).to(dtype) for array in arrays]
+        weights = [torch.as_tensor(np.asarray(array)).to(device, dtype) for array in arrays]
         self.first, self.root, self.bias = weights[0:2], weights[2], weights[3]
-        kinds = torch.cat([torch.eye(4, dtype=dtype), torch.zeros(1, 4, dtype=dtype)])
+        kinds = torch.eye(5, 4, dtype=dtype, device=device)
         edge = linear(leaky_relu(linear(kinds, *weights[4:6])), *weights[6:8])
         # [64, 5 * 64]: what an atom sends along each type of bond, side by side
         self.messages = edge.view(5, 64, 64).permute(1, 0, 2).flatten(1).contiguous()
@@ -127,9 +133,7 @@ class SEHProxy:
         """Proxy of the negative docking score of n molecules, [n]."""
         x, edges, owner = self._batch(graphs)
         source, target, kind = edges
-        degree = torch.zeros(len(x), dtype=x.dtype).index_add_(
-            0, target, torch.ones_like(x[target, 0])
-        )
+        degree = x.new_zeros(len(x)).index_add_(0, target, torch.ones_like(x[target, 0]))
         state = leaky_relu(linear(x, *self.first))
         for _ in range(_ROUNDS):
             sent = (state @ self.messages).view(-1, 5, 64)[source, kind]
@@ -174,4 +178,6 @@ class SEHProxy:
         bonds = torch.tensor([bond for graph in graphs for bond in graph.bonds]).view(-1, 3)
         n_bonds = torch.tensor([len(graph.bonds) for graph in graphs])
         offset = torch.repeat_interleave(start, n_bonds)
-        return x, [bonds[:, 0] + offset, bonds[:, 1] + offset, bonds[:, 2]], owner
+        edges = [bonds[:, 0] + offset, bonds[:, 1] + offset, bonds[:, 2]]
+        device = self.bias.device
+        return x.to(device), [part.to(device) for part in edges], owner.to(device)

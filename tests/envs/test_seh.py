@@ -111,6 +111,16 @@ def test_a_batch_is_its_molecules():
     assert torch.equal(proxy(graphs[::-1]).flip(0).sort().indices, alone.sort().indices)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_says_the_same():
+    graphs = [graph_of(Chem.MolFromSmiles(text)) for text in SMILES]
+    here = SEHProxy(random_arrays(), torch.float64)(graphs)
+    there = SEHProxy(random_arrays(), torch.float64, "cuda")(graphs)
+    assert there.device.type == "cuda"
+    torch.testing.assert_close(there.cpu(), here)
+
+
 def test_elements_and_bonds_it_never_saw():
     assert graph_of(Chem.MolFromSmiles("[U]")) is None
     assert graph_of(Chem.MolFromSmiles("CN->[Fe]")) is None
