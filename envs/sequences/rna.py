@@ -168,7 +168,9 @@ class RNAOracle:
         if material not in ALPHABETS:
             raise ValueError(f"material must be rna or dna, not {material!r}")
         if not 1 <= min_length <= max_length:
-            raise ValueError(f"lengths must be 1 <= {min_length} <= {max_length}")
+            raise ValueError(
+                f"the shortest length, {min_length}, must lie between 1 and the longest, {max_length}"
+            )
         if not rewards or len(set(rewards)) < len(rewards):
             raise ValueError(f"name at least one reward, and each once, not {list(rewards)}")
         self.material, self.min_length, self.max_length = material, min_length, max_length

@@ -138,7 +138,11 @@ def test_the_oracle_goes_to_workers_and_a_bad_strand_fails_alone():
         (["energy", "energy"], {}, "each once"),
         ([], {}, "at least one reward"),
         (["energy"], {"material": "pna"}, "material must be rna or dna, not 'pna'"),
-        (["energy"], {"min_length": 9, "max_length": 5}, "1 <= 9 <= 5"),
+        (
+            ["energy"],
+            {"min_length": 9, "max_length": 5},
+            "the shortest length, 9, must lie between 1 and the longest, 5",
+        ),
     ],
 )
 def test_a_bad_specification_says_why(rewards, options, message):
