@@ -169,7 +169,8 @@ class RNAOracle:
             raise ValueError(f"material must be rna or dna, not {material!r}")
         if not 1 <= min_length <= max_length:
             raise ValueError(
-                f"the shortest length, {min_length}, must lie between 1 and the longest, {max_length}"
+                f"the shortest length, {min_length}, must lie between 1 and the longest, "
+                f"{max_length}"
             )
         if not rewards or len(set(rewards)) < len(rewards):
             raise ValueError(f"name at least one reward, and each once, not {list(rewards)}")
