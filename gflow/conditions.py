@@ -194,6 +194,17 @@ class PromptConditions:
         encoding = torch.cat([seen.to(dtype), further.encoding], 1)
         return further._replace(encoding=encoding)
 
+    def prefer(
+        self, condition: Condition, preference: Tensor | None, inverse_temperature: Tensor
+    ) -> Condition:
+        """The same prompts with other preferences [n, K] and inverse temperatures [n]."""
+        if self.preferences is None:
+            return condition._replace(inverse_temperature=inverse_temperature)
+        further = self.preferences.make(preference, inverse_temperature)
+        width = condition.encoding.shape[1] - further.encoding.shape[1]
+        prompts = condition.encoding[:, :width]
+        return further._replace(encoding=torch.cat([prompts, further.encoding], 1))
+
     def sample(
         self,
         n: int,

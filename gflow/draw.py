@@ -98,6 +98,8 @@ def draw(
         weights = preference.to(dtype).expand(n, -1)
     if isinstance(conditions, Conditions):
         condition = conditions.make(weights, beta)
+    else:
+        condition = conditions.prefer(condition, weights, beta)
     condition = condition.to(device)
     batch = rollout(
         setup.policy,  # type: ignore[arg-type]

@@ -86,3 +86,20 @@ def test_prompts_are_drawn_without_repeats_while_there_are_enough():
     assert [sorted(number[i : i + 5].tolist()) for i in (0, 5)] == [list(range(5))] * 2
     assert len(set(number[10:].tolist())) == 2 and number[:5].tolist() != number[5:10].tolist()
     assert drawn.preference is None and (drawn.inverse_temperature == 1).all()
+
+
+def test_prompts_keep_while_preferences_change():
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    asked = PromptConditions(2, 2, rows, Conditions(2, concentration=1.0))
+    drawn = asked.sample(6, torch.Generator().manual_seed(0))
+    assert asked.with_preference and drawn.encoding.shape == (6, asked.encoding_size)
+    wanted = torch.tensor([[0.25, 0.75]]).expand(6, -1)
+    one = torch.ones(6)
+    again = asked.prefer(drawn, wanted, one)
+    assert torch.equal(again.encoding[:, :2], drawn.encoding[:, :2])
+    assert torch.equal(again.preference, wanted)
+    assert torch.equal(again.encoding[:, 2:], asked.preferences.make(wanted, one).encoding)
+    plain = PromptConditions(2, rows=rows)
+    drawn = plain.sample(4, torch.Generator().manual_seed(0))
+    again = plain.prefer(drawn, None, torch.full((4,), 3.0))
+    assert torch.equal(again.encoding, drawn.encoding) and again.inverse_temperature[0] == 3
