@@ -32,7 +32,7 @@ def run_cell(folder: Path, cell: Cell, patience: int) -> None:
     except (ConfigError, ValueError, OSError, ImportError) as error:
         skip(path, one_sentence(error))
         return
-    ledger = Ledger(task, path, cell.problem.budget, patience, check)
+    ledger = Ledger(task, path, cell.problem.budget, patience, cell.settings(), check)
     why = "nothing left to propose"
     try:
         play(ledger)

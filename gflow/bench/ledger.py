@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gflow.config import ConfigError
 from gflow.mdp import States
 from gflow.oracles import OracleRunner
 from gflow.store import as_text
@@ -55,6 +56,7 @@ class Ledger:
         path: the file of JSON lines.
         budget: oracle calls.
         patience: proposals in a row without a new object, after which the contestant is finished.
+        settings: what decides the contestant's play; the first line of the file.
         check: called before every oracle call; may raise to end the process.
 
     Attributes:
@@ -71,6 +73,7 @@ class Ledger:
         path: Path,
         budget: int,
         patience: int,
+        settings: dict[str, Any] | None = None,
         check: Callable[[], None] = lambda: None,
     ):
         self.task, self.path, self.budget, self.patience = task, path, budget, patience
@@ -80,6 +83,7 @@ class Ledger:
         self._row: dict[str, int] = {}
         self._values = torch.full((budget, len(self.rewards)), torch.nan, dtype=torch.float64)
         self._known = self._take_over()
+        self._write([{"cell": settings}])
         self._replayed = 0.0
         self._started = time.process_time()
         self._runner = None
@@ -223,10 +227,18 @@ def read_log(path: Path, n_rewards: int) -> Log:
     )
 
 
-def finished(path: Path) -> bool:
-    """The cell was played to its end; one that was skipped may be playable next time."""
+def finished(path: Path, settings: dict[str, Any] | None = None) -> bool:
+    """The cell was played to its end; one that was skipped may be playable next time.
+
+    Raises:
+        ConfigError: it was played with other settings.
+    """
     lines = read_lines(path)
-    return bool(lines) and lines[-1].get("end", "skipped") != "skipped"
+    if not lines or lines[-1].get("end", "skipped") == "skipped":
+        return False
+    if settings is not None and lines[0].get("cell", settings) != settings:
+        raise ConfigError(f"{path} was played with other settings: choose another --out")
+    return True
 
 
 def as_object(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,12 @@ class Cell(NamedTuple):
         """Where its log lies, below the benchmark's folder."""
         parts = [_file_name(self.problem.name), _file_name(self.contestant.name)]
         return Path("cells", *parts, f"{self.seed}.jsonl")
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the cell, as JSON has it."""
+        parts = {"problem": asdict(self.problem), "contestant": asdict(self.contestant)}
+        plain: dict[str, Any] = json.loads(json.dumps(parts | {"seed": self.seed}))
+        return plain
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ def choose(plan: Plan, problems: Sequence[str], contestants: Sequence[str], seed
                 raise ConfigError(f"the plan has no {kind[:-1]} {name!r}: {near(name, known)}")
         changes[kind] = tuple(known[name] for name in wanted) or getattr(plan, kind)
     changes["seeds"] = tuple(range(seeds)) if seeds else plan.seeds
-    return Plan(**{item.name: getattr(plan, item.name) for item in fields(plan)} | changes)
+    return replace(plan, **changes)
 
 
 def _text_of(name: str) -> tuple[str, str]:

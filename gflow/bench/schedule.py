@@ -14,29 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from gflow.bench.ledger import finished
-from gflow.bench.plan import Cell, Plan, parse_plan
+from gflow.bench.plan import Cell, Plan
 from gflow.config import ConfigError, one_sentence
 from gflow.tasks import Task, make_task
 from gflow.training.checkpoint import write_atomically
-
-
-def write_plan(folder: Path, plan: Plan) -> None:
-    """Put the plan into the folder, so that cells and later resumptions read the same.
-
-    Raises:
-        ConfigError: the folder holds another plan.
-    """
-    import yaml
-
-    text = yaml.safe_dump(_plain(asdict(plan)), sort_keys=False, allow_unicode=True)
-    path = folder / "plan.yaml"
-    if path.is_file():
-        held = parse_plan(path.read_text(encoding="utf-8"), str(path))
-        if held != parse_plan(text, str(path)):
-            raise ConfigError(f"{folder} holds another benchmark's plan: choose another --out")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def run_plan(folder: Path, plan: Plan, workers: int, ray: bool = False) -> list[str]:
@@ -52,13 +33,18 @@ def run_plan(folder: Path, plan: Plan, workers: int, ray: bool = False) -> list[
         One sentence for each cell that broke; it will be tried again by the next run.
 
     Raises:
-        ConfigError: the folder holds another plan, or Ray is not installed.
+        ConfigError: a cell was played with other settings, or Ray is not installed.
     """
-    write_plan(folder, plan)
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as lock:
         possible, _ = playable(plan)
         cells = [cell for cell in plan.cells() if cell.problem.name in possible]
-        waiting = [cell for cell in cells if not finished(folder / cell.path)]
+        waiting = [cell for cell in cells if not finished(folder / cell.path, cell.settings())]
+        # Every cell reads it; what earlier runs played has its settings in its own file.
+        text = yaml.safe_dump(_plain(asdict(plan)), sort_keys=False, allow_unicode=True)
+        write_atomically(folder / "plan.yaml", lambda file: file.write(text.encode()))
         total = len(cells)
         commands = [_command(folder, plan, cell) for cell in waiting]
         runs = _with_ray(commands) if ray else _with_processes(commands, workers, lock)

@@ -66,7 +66,7 @@ def test_failures_are_calls_without_rewards(tmp_path):
     log = read_log(book.path, 2)
     assert log.objects == ["AABC", "BBCC"] and log.rewards[0].isnan().all()
     lines = [json.loads(line) for line in book.path.read_text().splitlines()]
-    assert lines[0]["rewards"] is None and "b is NaN" in lines[0]["reason"]
+    assert lines[1]["rewards"] is None and "b is NaN" in lines[1]["reason"]
     book.score(["AABC", "CCCC"])
     assert book.calls == 3 and task.oracle.asked == ["AABC", "BBCC", "CCCC"]
 

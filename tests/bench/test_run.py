@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from gflow.bench.cell import run_cell
 from gflow.bench.ledger import finished, read_log
 from gflow.bench.page import document, write_page
 from gflow.bench.plan import Cell, Contestant, choose, parse_plan, plan_names, read_plan
-from gflow.bench.schedule import run_plan, write_plan
+from gflow.bench.schedule import run_plan
 from gflow.bench.summary import (
     bootstrap_interval,
     cell_text,
@@ -81,16 +82,22 @@ def test_from_a_file_to_data_table_and_page(tmp_path, capsys):
     assert "random, seed" not in capsys.readouterr().out
 
 
-def test_a_plan_in_its_folder_is_not_overwritten(tmp_path):
-    write_plan(tmp_path, plan("random"))
-    write_plan(tmp_path, plan("random"))
-    with pytest.raises(ConfigError, match="holds another benchmark's plan"):
-        write_plan(tmp_path, plan("nsga2"))
+def test_more_seeds_and_methods_join_but_others_settings_do_not(tmp_path):
+    for place in plan("random").cells():
+        run_cell(tmp_path, place, 5000)
+    path = tmp_path / "cells/grid/random/0.jsonl"
+    before = path.read_text()
+    settings = next(plan("random").cells()).settings()
+    assert finished(path, settings) and json.loads(before.splitlines()[0]) == {"cell": settings}
+    assert run_plan(tmp_path, plan("random", "nsga2"), 1) == []
+    assert path.read_text() == before
+    dearer = replace(GRID, budget=61)
+    with pytest.raises(ConfigError, match="was played with other settings"):
+        run_plan(tmp_path, plan("random", problems=(dearer,)), 1)
 
 
 def test_a_broken_cell_is_tried_again(tmp_path):
     wanted = plan("random")
-    write_plan(tmp_path, wanted)
     (tmp_path / "cells").write_text("in the way")
     broken = run_plan(tmp_path, wanted, 1)
     assert len(broken) == 1 and broken[0].startswith("grid, random, seed 0: ")
@@ -145,7 +152,7 @@ contestants: [tb]
     command += ["--out=killed", "--workers=1"]
     first = subprocess.Popen(command)
     path = tmp_path / "killed/cells/slow/tb/0.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not path.is_file() or path.read_text().count("object") < 20:
         assert time.monotonic() < deadline
         time.sleep(0.02)
