@@ -148,7 +148,8 @@ class DenoiserPolicy(nn.Module):
 
     def _after_source(self, states: States, x: Tensor, clock: Tensor, encoding: Tensor) -> Tensor:
         """`predict`, without asking of blank states where a look at the rows is cheap."""
-        if not self.env.source or (x.is_cuda and not torch.is_grad_enabled()):
+        looking_waits = x.is_cuda or torch.compiler.is_compiling()
+        if not self.env.source or (looking_waits and not torch.is_grad_enabled()):
             return self.predict(x, clock, encoding)
         rows = states.step.nonzero().squeeze(1)
         if len(rows) == states.n:
@@ -243,7 +244,7 @@ class TimeMLP(nn.Module):
 
     def _timed(self, t: Tensor) -> Tensor:
         """What the network makes of times [n], [n, hidden] or [1, hidden] where all are equal."""
-        if t.is_cuda:
+        if t.is_cuda or torch.compiler.is_compiling():
             return self.time(time_features(t, 64))  # type: ignore[no-any-return]
         # A schedule has few times: each is worked out once, where finding them costs no wait.
         if bool((t == t[0]).all()):
