@@ -43,9 +43,10 @@ class Proposer:
     ):
         self.task, self.config, self.key = task, config, key
         self.vector = config.acquisition == "ucb"
+        usual = 48.0 if self.vector else 2.0
         self.conditions = Conditions(
             n_rewards if self.vector else 1,
-            InverseTemperature(a=config.inverse_temperature),
+            InverseTemperature(a=config.inverse_temperature or usual),
             1.0 if self.vector else None,
         )
         self.objective = get_method("mogfn_pc" if self.vector else "tb").objective

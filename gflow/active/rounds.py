@@ -27,6 +27,8 @@ VALUE_DRAWS = 8
 """Fronts over which the improvement of a single object is averaged."""
 BATCH_DRAWS = 32
 """Joint draws by which a batch is chosen."""
+EXCLUDED = 2 * LOG_FLOOR
+"""log-improvement of what cannot be proposed, below that of what promises nothing."""
 POOL = 6
 """A batch is chosen from so many times its size, the best objects that the sampler met."""
 
@@ -98,10 +100,10 @@ class Round:
         self.bounds = UpperConfidence(surrogate, reference, high)
 
     def log_improvement(self, objects: Sequence[Any]) -> Tensor:
-        """log of the noisy expected hypervolume improvement, [n, 1]; the floor of taken ones."""
-        values = self.improvement(self.features(objects)).nan_to_num(nan=LOG_FLOOR)
+        """log of the noisy expected hypervolume improvement, [n, 1]; `EXCLUDED` of taken ones."""
+        values = self.improvement(self.features(objects)).nan_to_num(nan=EXCLUDED)
         free = torch.tensor([self.key(item) not in self.taken for item in objects])
-        return values.where(free, LOG_FLOOR).unsqueeze(1)
+        return values.where(free, EXCLUDED).unsqueeze(1)
 
     def upper_bounds(self, objects: Sequence[Any]) -> Tensor:
         """Scaled upper confidence bounds [n, K]; far below 0 where there are none."""
@@ -113,10 +115,10 @@ class Round:
         Args:
             objects: m objects.
             values: [m], their log-improvements.
-            n: how many; fewer come back when fewer are worth anything.
+            n: how many; fewer come back when fewer are new.
         """
         order = values.argsort(descending=True, stable=True)[: POOL * n]
-        order = order[values[order] > LOG_FLOOR]
+        order = order[values[order] > EXCLUDED]
         if not len(order):
             return []
         pool = [objects[i] for i in order.tolist()]

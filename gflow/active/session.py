@@ -158,7 +158,7 @@ class Session:
 
         Raises:
             ValueError: n below 1.
-            SessionError: the sampler met nothing new.
+            SessionError: the sampler met nothing new, or another process was faster.
         """
         if n < 1:
             raise ValueError(f"a batch holds at least 1 object, not {n}")
@@ -175,6 +175,10 @@ class Session:
         if not batch:
             raise SessionError(
                 f"{self.folder}: the sampler met nothing that is not measured or pending already"
+            )
+        if self.round >= number:
+            raise SessionError(
+                f"{self.folder}: another process proposed round {number} meanwhile; ask again"
             )
         self.store.add(batch, [self.key(item) for item in batch], source=PROPOSED, step=number)
         if len(measured) >= 2:

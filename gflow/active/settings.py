@@ -36,7 +36,8 @@ class SessionConfig:
             `gflow import`.
         surrogate: gp (independent Gaussian processes), multitask (correlated ones) or ensemble.
         acquisition: nehvi, or ucb (upper confidence bounds, scalarised for random preferences).
-        inverse_temperature: exponent of what the sampler is trained on.
+        inverse_temperature: exponent of what the sampler is trained on; none takes 2 for nehvi and
+            48 for ucb.
         steps: training steps of the sampler per round.
         batch_size: objects per training step.
         epsilon: probability of an even choice among legal actions, at each step.
@@ -53,7 +54,7 @@ class SessionConfig:
     start: str | None = None
     surrogate: str = "gp"
     acquisition: str = "nehvi"
-    inverse_temperature: float = 2.0
+    inverse_temperature: float | None = None
     steps: int = 150
     batch_size: int = 64
     epsilon: float = 0.05
@@ -67,7 +68,10 @@ class SessionConfig:
             self,
             surrogate=(self.surrogate in SURROGATES, f"one of {', '.join(SURROGATES)}"),
             acquisition=(self.acquisition in ACQUISITIONS, f"one of {', '.join(ACQUISITIONS)}"),
-            inverse_temperature=(self.inverse_temperature > 0, "positive"),
+            inverse_temperature=(
+                self.inverse_temperature is None or self.inverse_temperature > 0,
+                "positive",
+            ),
             steps=(self.steps >= 1, "at least 1"),
             batch_size=(self.batch_size >= 1, "at least 1"),
             epsilon=(0 <= self.epsilon <= 1, "in [0, 1]"),

@@ -195,6 +195,30 @@ def test_every_surrogate_and_acquisition(tmp_path, settings):
         assert len(one.ask(5)) == 5
 
 
+def test_two_processes_do_not_propose_the_same_round(tmp_path, monkeypatch):
+    with session(tmp_path) as one, session(tmp_path, None) as other:
+        measured(one, one.ask(6))
+        search = Proposer.search
+
+        def slow(self, value, number):
+            monkeypatch.undo()
+            other.ask(6)
+            return search(self, value, number)
+
+        monkeypatch.setattr(Proposer, "search", slow)
+        with pytest.raises(SessionError, match="another process proposed round 2 meanwhile"):
+            one.ask(6)
+        assert len(one.pending()) == 6
+        assert len(one.ask(6)) == 6 and one.round == 3
+
+
+def test_an_ensemble_that_expects_nothing_still_fills_the_plate(tmp_path):
+    with session(tmp_path, replace(CONFIG, surrogate="ensemble")) as one:
+        batch = one.ask(8)
+        one.tell(batch, [[1.0, 1.0]] * 7 + [[0.1, 0.1]])
+        assert len(one.ask(8)) == 8
+
+
 def test_measured_beside_computed_rewards(tmp_path):
     config = replace(CONFIG, measure="affinity:4..9,cost:100..10")
     with session(tmp_path, config) as one:
@@ -342,6 +366,6 @@ def test_rounds_are_in_the_report(tmp_path):
         volumes = [row.hypervolume for row in one.progress()]
     document, _ = build(read_run(tmp_path), None, None)
     curves = {curve["name"]: curve for curve in document["curves"]}
-    assert document["counted"] == "round" and "words" in document["title"]
+    assert document["counted"] == "round" and "Words" in document["title"]
     assert curves["hypervolume"] == {"name": "hypervolume", "x": [0, 1, 2], "y": volumes}
     assert curves["measured"]["y"] == [0, 8, 16]
