@@ -10,13 +10,14 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
-from rdkit import Chem, DataStructs
-from rdkit.Chem import GraphDescriptors, rdFingerprintGenerator, rdMolDescriptors
+from rdkit import Chem
+from rdkit.Chem import GraphDescriptors, rdMolDescriptors
 
 from gflow.envs.molecules.chemistry import parse_smiles
+from gflow.envs.molecules.properties import fingerprint, logp, n_fluorines, similarity
 
 Shape = Callable[[float], float]
 
@@ -97,26 +98,6 @@ MOLECULES = {
 """The molecules that the tasks start from: drugs, and the quinazoline of the hops."""
 
 
-@cache
-def _generator(kind: str) -> Any:
-    if kind == "AP":
-        return rdFingerprintGenerator.GetAtomPairGenerator(maxDistance=10)
-    features = rdFingerprintGenerator.GetMorganFeatureAtomInvGen() if kind[0] == "F" else None
-    radius = int(kind[-1]) // 2
-    return rdFingerprintGenerator.GetMorganGenerator(
-        radius=radius, atomInvariantsGenerator=features
-    )
-
-
-def fingerprint(kind: str, mol: Any) -> Any:
-    """Unhashed counts: ECFP4, ECFP6, FCFP4 (Morgan) or AP (atom pairs); PHCO has bits."""
-    if kind == "PHCO":
-        from rdkit.Chem.Pharm2D import Generate, Gobbi_Pharm2D
-
-        return Generate.Gen2DFingerprint(mol, Gobbi_Pharm2D.factory)
-    return _generator(kind).GetSparseCountFingerprint(mol)
-
-
 _SECONDS = {"ECFP4": 1e-4, "ECFP6": 1.5e-4, "FCFP4": 2e-4, "AP": 1e-4, "PHCO": 3e-2}
 
 
@@ -124,8 +105,8 @@ def _similar(target: str, kind: str, shape: Shape | None = None, what: str = "li
     reference = fingerprint(kind, parse_smiles(MOLECULES[target]))
 
     def value(mol: Any) -> float:
-        similarity = DataStructs.TanimotoSimilarity(reference, fingerprint(kind, mol))
-        return float(similarity if shape is None else shape(similarity))
+        near = similarity(kind, reference, mol)
+        return near if shape is None else shape(near)
 
     return Part(f"{what}_{target}", f"{kind} similarity to {target}", value, _SECONDS[kind])
 
@@ -135,20 +116,12 @@ class _Property(NamedTuple):
     seconds: float
 
 
-def _logp(mol: Any) -> float:
-    return float(rdMolDescriptors.CalcCrippenDescriptors(mol)[0])
-
-
-def _fluorines(mol: Any) -> float:
-    return float(sum(atom.GetAtomicNum() == 9 for atom in mol.GetAtoms()))
-
-
 _PROPERTIES = {
-    "logp": _Property(_logp, 2.5e-4),
+    "logp": _Property(logp, 2.5e-4),
     "tpsa": _Property(rdMolDescriptors.CalcTPSA, 1e-5),
     "rings": _Property(rdMolDescriptors.CalcNumRings, 1e-5),
     "aromatic_rings": _Property(rdMolDescriptors.CalcNumAromaticRings, 1e-5),
-    "fluorines": _Property(_fluorines, 1e-5),
+    "fluorines": _Property(n_fluorines, 1e-5),
     "bertz": _Property(GraphDescriptors.BertzCT, 4e-4),
 }
 

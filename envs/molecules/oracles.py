@@ -8,16 +8,23 @@ import importlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rdkit import DataStructs, rdBase
-from rdkit.Chem import QED, rdFingerprintGenerator, rdMolDescriptors
+from rdkit import rdBase
+from rdkit.Chem import QED, rdMolDescriptors
 from torch import Tensor
 
 from gflow.envs.molecules.chemistry import parse_smiles
+from gflow.envs.molecules.properties import (
+    fingerprint,
+    logp,
+    similarity,
+    synthesizability,
+    weight,
+)
 from gflow.mdp import Reward
 
 
@@ -32,18 +39,10 @@ class _Window(NamedTuple):
     example: str
 
 
-def _crippen_logp(mol: Any) -> float:
-    return float(rdMolDescriptors.CalcCrippenDescriptors(mol)[0])
-
-
-def _weight(mol: Any) -> float:
-    return float(rdMolDescriptors._CalcMolWt(mol))
-
-
 _WINDOWS = {
-    "logp": _Window(_crippen_logp, "", 1.0, 2.5e-4, "Crippen logP", "1..4"),
+    "logp": _Window(logp, "", 1.0, 2.5e-4, "Crippen logP", "1..4"),
     "tpsa": _Window(rdMolDescriptors.CalcTPSA, "Å²", 20.0, 1e-5, "polar surface", "40..90"),
-    "mw": _Window(_weight, "Da", 50.0, 1e-5, "molecular weight", "200..450"),
+    "mw": _Window(weight, "Da", 50.0, 1e-5, "molecular weight", "200..450"),
     "rings": _Window(rdMolDescriptors.CalcNumRings, "", 1.0, 1e-5, "number of rings", "2..4"),
 }
 _PLAIN = ("qed", "sa", "sp3")
@@ -214,33 +213,14 @@ def _similarity(target: str) -> _Component:
     if mol is None:
         raise ValueError(f"reward 'similar' needs a target SMILES; RDKit cannot read {target!r}")
     reward = Reward("similar", description=f"Tanimoto similarity of Morgan counts to {target}")
-    return _Component(reward, 1e-4, partial(_tanimoto, _morgan_counts(mol)))
-
-
-@cache
-def _morgan_generator() -> Any:
-    return rdFingerprintGenerator.GetMorganGenerator(radius=2)
-
-
-def _morgan_counts(mol: Any) -> Any:
-    return _morgan_generator().GetSparseCountFingerprint(mol)
-
-
-def _tanimoto(target: Any, mol: Any) -> float:
-    return float(DataStructs.TanimotoSimilarity(target, _morgan_counts(mol)))
-
-
-def _synthesizability(mol: Any) -> float:
-    from rdkit.Contrib.SA_Score import sascorer  # loads 4 MB of fragment scores
-
-    return (10.0 - float(sascorer.calculateScore(mol))) / 9.0
+    return _Component(reward, 1e-4, partial(similarity, "ECFP4", fingerprint("ECFP4", mol)))
 
 
 _QED = _Component(Reward("qed", description="drug-likeness (QED)"), 1.5e-3, QED.qed)
 _SA = _Component(
     Reward("sa", flipped=True, description="synthetic accessibility, (10 - SA score) / 9"),
     3e-4,
-    _synthesizability,
+    synthesizability,
 )
 _SP3 = _Component(
     Reward("sp3", description="fraction of carbons that are sp3"),
@@ -267,31 +247,15 @@ def _guacamol(argument: str) -> list[_Component]:
     ]
 
 
-_LARGEST_SEH = 1.5
-_SEH_CHUNK = 128
-
-
 def _seh(path: str) -> _Component:
-    from gflow.envs.molecules.seh import SEHProxy, graph_of
+    from gflow.envs.molecules.seh import HIGHEST, SEHProxy
 
     if not path:
         raise ValueError("reward 'seh' needs a file of weights, as in seh:weights.npz")
     proxy = SEHProxy.load(path)
-
-    def values(mols: list[Any]) -> list[float]:
-        graphs = [graph_of(mol) for mol in mols]
-        known = [row for row, graph in enumerate(graphs) if graph is not None]
-        rewards = [math.nan] * len(mols)
-        for start in range(0, len(known), _SEH_CHUNK):
-            rows = known[start : start + _SEH_CHUNK]
-            scores = proxy([graph for row in rows if (graph := graphs[row]) is not None]) / 8
-            for row, score in zip(rows, scores.clamp(1e-4, _LARGEST_SEH).tolist(), strict=True):
-                rewards[row] = score
-        return rewards
-
     what = "sEH docking proxy / 8 (Bengio et al., 2021)"
-    reward = Reward("seh", high=_LARGEST_SEH, description=what)
-    return _Component(reward, 1.2e-3, of_mols=values, version=f"seh {_digest(path)}")
+    reward = Reward("seh", high=HIGHEST, description=what)
+    return _Component(reward, 1.2e-3, of_mols=proxy.rewards, version=f"seh {_digest(path)}")
 
 
 def _docking(path: str) -> _Component:

@@ -17,10 +17,10 @@ from gflow.envs.molecules.guacamol import (
     at_least,
     at_most,
     clipped,
-    fingerprint,
     gauss,
     guacamol_task,
 )
+from gflow.envs.molecules.properties import fingerprint
 
 MOLS = {name: Chem.MolFromSmiles(smiles) for name, smiles in MOLECULES.items()}
 FORMULAS = {
