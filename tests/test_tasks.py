@@ -97,6 +97,16 @@ def test_every_method_on_paths_fine_tunes_scenes(method, folder):
     assert Path("run/CARD.md").is_file()
 
 
+def test_prompts_come_with_preferences(folder, capsys):
+    words = f"train scenevec --method flow_grpo --rewards soft,warm {TINY} --out run".split()
+    main([*words, "--options.preferences=true", "--options.prompt=2 squares"])
+    main("sample run -n 3 --preference soft=0.25,warm=0.75 -o drawn.csv".split())
+    assert "3 drawn" in capsys.readouterr().out
+    with CandidateStore("run/candidates.sqlite") as store:
+        assert all(c.object.startswith("2 squares: ") for c in store.candidates())
+        assert all(c.preference is not None for c in store.candidates())
+
+
 def test_a_methods_own_settings_hold_unless_the_user_says_otherwise():
     def setup(task="grid_objectives", **settings):
         policy = settings.pop("policy", PolicySettings())
