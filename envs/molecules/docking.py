@@ -114,9 +114,10 @@ class Docking:
     def energy(self, mol: Any) -> float:
         """Estimated free energy of binding of the best pose, in kcal/mol.
 
+        What does not fit into the box has a large positive one.
+
         Raises:
-            ValueError: no shape or no atom types can be found for the molecule, or it does not
-                fit into the box.
+            ValueError: no conformation or no atom types can be found for the molecule.
         """
         ligand = ligand_pdbqt(mol)
         try:
