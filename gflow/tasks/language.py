@@ -96,7 +96,9 @@ def arithmetic_masked(
         with seeded_weights(seed):
             model = BertForMaskedLM(BertConfig(**_shape(env, settings, energy)))
         policy = MaskedLanguagePolicy(env, model)
-        _imitate(MaskedLikelihood(policy, nodes=4), Demonstrations(env, seed, 4, 32), warm_start)
+        _imitate(
+            MaskedLikelihood(policy, nodes=0), Demonstrations(env, seed, tokens, 32), warm_start
+        )
         return policy if likelihood == "path" else MaskedLikelihood(policy, likelihood)
 
     return _task(env, rewards, make_policy)

@@ -295,6 +295,17 @@ def test_the_estimate_is_the_sum_over_masked_rows():
         assert math.isclose(found[i], total, abs_tol=1e-9)
 
 
+def test_every_count_of_masks_gives_the_bound_itself():
+    joint = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    joint = joint / joint.sum()
+    policy = MaskedLikelihood(bits(joint, 8), "elbo", nodes=0, masks=400)
+    assert len(policy.times) == 1200
+    batch = draw(policy, 8, dtype=F64)
+    found = evaluate(policy, batch, frozenset()).log_pf.sum(1)
+    exact = joint[batch.terminal.data[:, 1:].unbind(1)].log()
+    assert torch.allclose(found, exact, atol=0.1)
+
+
 def test_what_stands_behind_the_end_is_seen_but_adds_nothing():
     policy = MaskedLikelihood(letters(), "elbo", nodes=3)
     batch = draw(policy)
@@ -344,8 +355,8 @@ def test_gradients_are_finite_and_reach_the_network():
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="unknown estimator 'exact'"):
         MaskedLikelihood(letters(), "exact")
-    with pytest.raises(ValueError, match="nodes and masks of at least 1"):
-        MaskedLikelihood(letters(), nodes=0)
+    with pytest.raises(ValueError, match="needs nodes >= 0, masks >= 1"):
+        MaskedLikelihood(letters(), nodes=-1)
     with pytest.raises(ValueError, match="log-probabilities only"):
         policy = MaskedLikelihood(letters())
         evaluate(policy, draw(policy), frozenset({"log_pb"}))
