@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gflow.conditions import PromptConditions
 from gflow.envs.denoising import steps as tables
 from gflow.envs.denoising.schedules import flow
 from gflow.kernels import AffineGaussian
@@ -22,6 +23,7 @@ from gflow.objectives.policy_gradient.paths import (
 )
 from gflow.objectives.policy_gradient.surrogates import ppo_clip
 from gflow.policies.reference import Anchored
+from gflow.sampling.paths import OnPaths, Window
 from gflow.sampling.rollout import rollout
 from tests import gauss1d
 
@@ -505,3 +507,41 @@ def test_a_buffer_belongs_to_one_run():
     assert torch.equal(two.memory.ring, one.memory.ring)
     with pytest.raises(ValueError, match="cannot wait"):
         RewardBuffer(4, 5)
+
+
+WALKS = {
+    "flow_grpo": {},
+    "flow_grpo_fast": {"window": Window("random", size=4), "shared": "prefix"},
+    "dance_grpo": {"share": 0.6, "shared": "noise"},
+    "mix_grpo": {"window": Window("sliding", size=2), "shared": "noise"},
+    "temp_flow_grpo": {"shared": "prefix", "separate": True},
+}
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_gradient_is_the_closed_form_however_paths_are_walked(name):
+    policy = gauss1d.make()
+
+    def score(batch):
+        batch.rewards = batch.terminal.data
+        return batch
+
+    walk = OnPaths(
+        policy, PromptConditions(1), score, 3000, 0, group_size=50, dtype=torch.float64,
+        **WALKS[name],
+    )  # fmt: skip
+    gradients = []
+    for _ in range(20):
+        policy.zero_grad()
+        batch = PLAIN.prepare(policy, walk())
+        PLAIN(policy, batch).value.backward()
+        gradients.append(-policy.network.theta.grad.clone())
+    found = torch.stack(gradients)
+    steps = batch.stochastic.any(0)[1:]
+    truth = torch.zeros(5, dtype=torch.float64)
+    for mask in torch.eye(5).bool()[steps] if name == "temp_flow_grpo" else [steps]:
+        truth += gauss1d.gradient_of_the_mean(policy.env.only(mask)) * mask / steps.sum()
+    error = found.std(0) / math.sqrt(20)
+    assert steps.sum() == {"mix_grpo": 2}.get(name, 4)
+    assert ((found.mean(0) - truth).abs() <= 3 * error).all()
+    assert (error < 0.25 * truth.abs().max()).all() and (found[:, ~steps] == 0).all()
