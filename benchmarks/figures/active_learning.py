@@ -27,7 +27,10 @@ def main() -> None:
             values = torch.tensor(
                 [r["hypervolume"] for r in rows if (r["task"], r["method"]) == (name, method)]
             ) / (whole or 1.0)  # fmt: skip
-            mean, error = values.mean(0), values.std(0) / len(values) ** 0.5
+            mean, error = (
+                values.mean(0),
+                values.std(0) / len(values) ** 0.5 if len(values) > 1 else 0,
+            )
             measured = BATCH * torch.arange(1, len(mean) + 1)
             axis.plot(measured, mean, "o-", ms=3, color=COLORS[method], label=method)
             axis.fill_between(
