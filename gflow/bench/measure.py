@@ -129,7 +129,8 @@ def quality(
     volume = _volume(task, front)
     row = {"hypervolume": volume, "regret": 1 - volume / max(reference.volume, 1e-300)}
     row["igd_plus"] = float(igd_plus(front, reference.front))
-    row["pc_entropy"] = float(pc_entropy(front, reference.front))
+    # The small number inside its logarithm makes the metric of a single point negative.
+    row["pc_entropy"] = max(float(pc_entropy(front, reference.front)), 0.0)
     if k > 1:
         weights = simplex_lattice(k, {2: 21, 3: 11}.get(k, 6))
         ideal = [

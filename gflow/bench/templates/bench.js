@@ -1,5 +1,5 @@
 /** Colours that stay apart for most kinds of colour vision, on light and on dark ground. */
-const HUES = ["#0b8a84", "#d1495b", "#3d6fd6", "#d18f00", "#7b4bc4", "#3d9a3d", "#c4559e", "#7d6b5d", "#00a3d7", "#98a000"];
+const HUES = ["#0b8a84", "#d1495b", "#3d6fd6", "#d18f00", "#7b4bc4", "#3d9a3d", "#c4559e", "#7d6b5d", "#00a3d7", "#98a000", "#8f2f2f", "#4f7f9f"];
 const DASHES = ["solid", "dash", "dot"];
 const paint = (number) => HUES[number % HUES.length];
 const dash = (number) => DASHES[Math.floor(number / HUES.length) % DASHES.length];
@@ -14,10 +14,10 @@ const words = {
   front_share: "Share of the reference front's objects that were found.",
   entropy: "Mean of -log p of the sampled trajectories.",
 };
-const digits = (value) => {
+const digits = (value, n = 4) => {
   if (value === null) return "–";
   if (value === 0) return "0";
-  return Math.abs(value) < 1e-3 ? value.toExponential(1) : Math.abs(value) < 1000 ? value.toPrecision(4) : format(value);
+  return Math.abs(value) < 1e-3 ? value.toExponential(1) : Math.abs(value) < 1000 ? value.toPrecision(n) : format(value);
 };
 const label = (metric) => metric.replaceAll("_", " ");
 
@@ -44,7 +44,7 @@ function drawTable() {
     swatch.style.background = paint(color(row.name));
     return make("tr", {}, make("th", { scope: "row" }, swatch, row.name),
       ...row.values.map(([mean, low, high], i) => make("td", { className: row.best[i] ? "number best" : "number" },
-        digits(mean), mean === null ? null : make("small", {}, `${digits(low)} to ${digits(high)}`))));
+        digits(mean), mean === null ? null : make("small", {}, `${digits(low, 3)} to ${digits(high, 3)}`))));
   });
   at("table").replaceChildren(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "method"), ...heads)),
     make("tbody", {}, ...body));
