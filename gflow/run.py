@@ -61,6 +61,7 @@ class Setup:
         config: the run's settings.
         task: the problem.
         method: the method.
+        objective: the method's objective, with a memory of its own where it has one.
         conditions: what preferences and inverse temperatures are drawn from.
         policy: the network.
         scalarization: key of `SCALARIZATIONS`.
@@ -70,6 +71,7 @@ class Setup:
     config: RunConfig
     task: Task
     method: Method
+    objective: Objective
     conditions: Conditions | PromptConditions
     policy: nn.Module
     scalarization: str
@@ -142,7 +144,8 @@ def prepare(config: RunConfig) -> Setup:
         policy = Anchored(policy)
     policy = policy.to(device=config.device, dtype=DTYPES[config.dtype])
     replay = _first(sampling.replay, method, "replay", 0)
-    return Setup(config, task, method, conditions, policy, scalarization, replay)
+    objective = fresh_objective(method)
+    return Setup(config, task, method, objective, conditions, policy, scalarization, replay)
 
 
 def _task_options(config: RunConfig, method: Method) -> dict[str, Any]:
@@ -231,7 +234,7 @@ def _pooled(setup: Setup) -> Conditions | PromptConditions | PooledConditions:
     if not size or not isinstance(conditions, Conditions) or not conditions.encoding_size:
         return conditions
     drawn = conditions.sample(size, generator(setup.config.seed, "pool"), setup.dtype)
-    return PooledConditions(conditions, drawn)
+    return PooledConditions(conditions, drawn, getattr(setup.objective, "priority", None))
 
 
 def _fresh(
@@ -293,7 +296,7 @@ class Run:
         self.scorer = make_scorer(setup, self.store, self.recorder)
         self.trainer = Trainer(
             setup.policy,
-            fresh_objective(setup.method),
+            setup.objective,
             make_sampler(setup, self.scorer, self._seed()),
             trainer_settings(setup),
             runtime=self.runtime,

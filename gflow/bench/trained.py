@@ -6,13 +6,7 @@ from dataclasses import replace
 
 from gflow.bench.ledger import Ledger
 from gflow.config import ConfigError
-from gflow.run import (
-    Setup,
-    fresh_objective,
-    make_sampler,
-    start_log_z,
-    trainer_settings,
-)
+from gflow.run import Setup, make_sampler, start_log_z, trainer_settings
 from gflow.sampling import Scorer
 from gflow.scalarize import SCALARIZATIONS
 from gflow.training import Trainer
@@ -50,6 +44,6 @@ def train(setup: Setup, ledger: Ledger) -> None:
         ledger.note({name: float(f"{value:.5g}") for name, value in info.items()})
 
     trainer = Trainer(
-        setup.policy, fresh_objective(setup.method), sampler, settings, events=Events(on_log=[note])
+        setup.policy, setup.objective, sampler, settings, events=Events(on_log=[note])
     )
     trainer.run(FOR_EVER)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gflow.mdp import Evaluation, Loss, Policy, Trajectories, decisions, evaluate
+from gflow.mdp import Condition, Evaluation, Loss, Policy, Trajectories, decisions, evaluate
 from gflow.mdp.collective import gather
 from gflow.objectives.policy_gradient import surrogates
 from gflow.objectives.policy_gradient.advantage import Advantage
@@ -24,6 +25,7 @@ from gflow.objectives.policy_gradient.regularizers import (
     log_ratio,
     value_loss,
 )
+from gflow.objectives.policy_gradient.tracking import priority
 from gflow.objectives.term import check_choice
 
 SURROGATES = {"reinforce": 0, "ppo_clip": 2, "dyn_clip": 2, "is_clip": 2, "is_clip4": 4,
@@ -129,6 +131,22 @@ class PolicyGradient:
     def fresh(self) -> PolicyGradient:
         """This objective with an empty memory of its own, or itself where it needs none."""
         return replace(self, memory=self.advantage.memory()) if self.advantage.remembers else self
+
+    @property
+    def priority(self) -> Callable[[Condition], Tensor] | None:
+        """Weights by which a tracker would have the conditions of a pool drawn, if there is one."""
+        memory = self.memory
+        if memory is None or self.advantage.baseline != "tracker":
+            return None
+
+        def weights(pool: Condition) -> Tensor:
+            if memory.keys is None:
+                return torch.ones(len(pool.encoding))
+            row = memory.find(pool.encoding.to(memory.keys.device), memory.table.mean.dtype)
+            found = memory.rows(row)
+            return priority(found.mean, found.seen)
+
+        return weights
 
     def state_dict(self) -> dict[str, Any]:
         """What the memory holds."""

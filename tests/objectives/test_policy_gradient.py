@@ -13,7 +13,7 @@ from gflow.envs.sets import Sets
 from gflow.mdp import Condition, Reward, evaluate
 from gflow.objectives.catalog import METHODS
 from gflow.objectives.catalog.policy_gradient import ROWS
-from gflow.objectives.policy_gradient import Advantage, Gate, PolicyGradient
+from gflow.objectives.policy_gradient import Advantage, Gate, Moments, PolicyGradient
 from gflow.policies import Anchored, MLPPolicy
 from gflow.sampling import Informative, OnPolicy, Scorer
 from gflow.seeding import generator
@@ -358,6 +358,19 @@ def test_pools_come_back_and_may_be_weighed():
     assert chosen.tolist() == [1, 0, 1, 1, 0, 0]
 
 
+def test_a_tracker_has_hard_questions_drawn_more_often():
+    """Weights sqrt(v (1 - v)) + 0.05; conditions not seen yet stand at 1/2."""
+    conditions = Conditions(2, concentration=1.0)
+    pool = conditions.sample(3, generator(0), F64)
+    objective = PolicyGradient(Advantage(baseline="tracker", scale="none")).fresh()
+    assert torch.equal(objective.priority(pool), torch.ones(3))
+    row = objective.memory.find(pool.encoding[:2], F64)
+    table = Moments(torch.tensor([0.0, 0.8], dtype=F64), *torch.ones(2, 2, dtype=F64))
+    objective.memory.put(row, table)
+    close(objective.priority(pool), torch.tensor([0.05, 0.45, 0.55]))
+    assert PolicyGradient().priority is None and METHODS["dcpo"].objective.fresh().priority is None
+
+
 @pytest.mark.parametrize("change, message", [
     ({"clip": (1.2, 0.8)}, r"clip bounds \(1.2, 0.8\) are absolute ratios, low before high"),
     ({"clip": (0.2, 0.2)}, "around 1"),
@@ -448,7 +461,7 @@ def test_trajectories_of_one_object_teach_nothing():
 def test_every_row_suits_every_kind_of_object(task):
     """Each method takes a batch of each task, by a policy of the task's own kind."""
     from gflow.config import PolicySettings, RunConfig, SamplingSettings
-    from gflow.run import fresh_objective, prepare, try_out
+    from gflow.run import prepare, try_out
 
     for row in ROWS:
         config = RunConfig(
@@ -457,6 +470,7 @@ def test_every_row_suits_every_kind_of_object(task):
         )  # fmt: skip
         setup = prepare(config)
         try_out(setup)
-        assert fresh_objective(setup.method).needs == row.objective.needs
+        assert setup.objective == row.objective
+        assert (setup.objective is row.objective) == (not row.objective.advantage.remembers)
         several = len(setup.task.oracle.rewards) > 1
         assert setup.conditions.with_preference == several
