@@ -26,7 +26,7 @@ from gflow.envs.denoising.schedules import flow
 from gflow.envs.denoising.shapes import SceneRewards, find_prompts
 from gflow.envs.denoising.steps import time_grid
 from gflow.mdp import Condition, Reward, States
-from gflow.objectives.policy_gradient.path_objective import PathGradient
+from gflow.objectives.policy_gradient import PathGradient
 from gflow.pareto import hypervolume, igd_plus
 from gflow.policies.denoiser import DenoiserPolicy, TimeMLP, on_schedule
 from gflow.policies.reference import Anchored

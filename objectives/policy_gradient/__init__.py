@@ -15,6 +15,7 @@ from gflow.objectives.policy_gradient.aggregation import AGGREGATIONS, aggregate
 from gflow.objectives.policy_gradient.groups import Groups
 from gflow.objectives.policy_gradient.memory import Memory
 from gflow.objectives.policy_gradient.objective import PolicyGradient
+from gflow.objectives.policy_gradient.path_objective import PathGradient
 from gflow.objectives.policy_gradient.ratios import RATIOS
 from gflow.objectives.policy_gradient.regularizers import KL_ESTIMATES
 from gflow.objectives.policy_gradient.surrogates import (
@@ -34,6 +35,7 @@ __all__ = [
     "Groups",
     "Memory",
     "Moments",
+    "PathGradient",
     "PolicyGradient",
     "advantage",
     "aggregate",

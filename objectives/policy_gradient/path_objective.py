@@ -17,8 +17,8 @@ from gflow.objectives.policy_gradient.paths import (
     WEIGHTS,
     StepTable,
     mean_shift,
+    path_weights,
     ratio_powers,
-    step_weights,
 )
 from gflow.objectives.policy_gradient.surrogates import ppo_clip
 from gflow.objectives.term import check_choice
@@ -51,7 +51,7 @@ class PathGradient:
             the clipped one, which has no gradient outside the bounds in either direction.
         power: see `ratio_powers`.
         centered: correct the log-ratio's mean, see `mean_shift`.
-        weight: see `step_weights`.
+        weight: see `path_weights`.
         kl_weight: weight of the divergence to the policy's reference; 0 for none.
         kl_scale: "exact", or "time" to multiply it by the step's length, as Flow-GRPO's release.
     """
@@ -151,7 +151,7 @@ class PathGradient:
             better = error.detach()
             value_loss = self.value_weight * error.square().mean()
             metrics["value_error"] = error.detach().square().mean()
-        weight = step_weights(self.weight, table, trained)[column]
+        weight = path_weights(self.weight, table, trained)[column]
         better = better.clamp(-self.bound, self.bound)
         ratio, (low, high) = log_ratio.exp(), self.clip
         if self.pessimistic:

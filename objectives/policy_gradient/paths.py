@@ -50,7 +50,7 @@ def ratio_powers(kind: str, table: StepTable) -> Tensor:
     ]
 
 
-def step_weights(kind: str, table: StepTable, trained: Tensor) -> Tensor:
+def path_weights(kind: str, table: StepTable, trained: Tensor) -> Tensor:
     """Weight of each step in the loss, [T].
 
     "even" is 1; "noise" takes s over its mean (TempFlow-GRPO); "time" takes 1 / h (GRPO-Guard);

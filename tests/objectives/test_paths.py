@@ -18,8 +18,8 @@ from gflow.objectives.policy_gradient.paths import (
     StepTable,
     gradient_coefficients,
     mean_shift,
+    path_weights,
     ratio_powers,
-    step_weights,
 )
 from gflow.objectives.policy_gradient.surrogates import ppo_clip
 from gflow.policies.reference import Anchored
@@ -47,17 +47,17 @@ def close(values, wanted, tolerance=6e-5):
 def test_gradient_coefficients_of_flow_sde():
     path, trained = table(), but_last()
     one = ratio_powers("one", path)
-    even = step_weights("even", path, trained)
+    even = path_weights("even", path, trained)
     wanted = [0.1429, 0.1875, 0.2812, 0.3682, 0.4592, 0.5624, 0.6888, 0.8591, 1.1249]
     close(gradient_coefficients(path, one, even)[:9], wanted)
-    noise = step_weights("noise", path, trained)
+    noise = path_weights("noise", path, trained)
     tempered = gradient_coefficients(path, one, noise)[:9] * path.s[:9].mean()
     close(tempered, [0.1] + [0.1245] * 8, 1e-9)
     guard = gradient_coefficients(
-        path, ratio_powers("noise", path), step_weights("time", path, trained)
+        path, ratio_powers("noise", path), path_weights("time", path, trained)
     )
     close(guard[:9], [1.0] + [1.245] * 8, 1e-9)
-    equal = step_weights("equal", path, trained)
+    equal = path_weights("equal", path, trained)
     close(equal[:9], [3.2146, 2.4495, 1.633, 1.2472, 1, 0.8165, 0.6667, 0.5345, 0.4082])
     close(gradient_coefficients(path, one, equal)[:9], [0.4592] * 9)
 
@@ -70,7 +70,7 @@ def test_gradient_coefficients_of_flow_sde():
     ],
 )
 def test_noise_weights(shift, wanted):
-    weight = step_weights("noise", table(shift=shift), but_last())[:9]
+    weight = path_weights("noise", table(shift=shift), but_last())[:9]
     close(weight, wanted)
     assert float(weight.mean()) == pytest.approx(1)
 
@@ -227,7 +227,7 @@ def estimate(policy, objective, batch):
     path = step_table(policy)
     coefficient = path.b / path.s * ratio_powers(objective.power, path)
     trained = batch.stochastic[0]
-    coefficient = coefficient * step_weights(objective.weight, path, trained)
+    coefficient = coefficient * path_weights(objective.weight, path, trained)
     single = batch.advantage * noise * coefficient
     error = single.std(0)[1:] / math.sqrt(batch.n)
     return -policy.network.theta.grad * steps, error, (coefficient * path.s / path.b)[1:]
