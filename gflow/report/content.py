@@ -196,7 +196,8 @@ def _headline(run: Run, volume: dict[str, dict[str, list[float]]]) -> list[dict[
     ]
     if failed:
         lines[1]["note"] = f"{failed:,} more could not be scored"
-    mine = {"value": f"{volume['run']['y'][-1]:.3f}", "label": "hypervolume, of at most 1"}
+    what = "hypervolume, of at most 1" if len(run.rewards) > 1 else "best reward, of its range"
+    mine = {"value": f"{volume['run']['y'][-1]:.3f}", "label": what}
     if "baseline" in volume:
         calls, (ours, theirs) = at_equal_calls(volume)
         mine["value"] = f"{ours:.3f}"

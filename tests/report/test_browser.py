@@ -196,3 +196,12 @@ def test_objects_without_drawing_show_as_text(browser: Any, tmp_path: Path) -> N
     open_page(browser, write_report(grid_run(tmp_path / "grid")))
     assert "[" in card(browser, ".drawing.text")
     assert complaints(browser) == []
+
+
+def test_one_reward_is_shown_over_the_oracle_calls(browser: Any, tmp_path: Path) -> None:
+    open_page(browser, write_report(molecule_run(tmp_path / "run", n=60, k=1)))
+    title = "return at('front-plot').layout.xaxis.title.text"
+    assert browser.execute_script(title) == "Oracle call"
+    assert browser.execute_script("return at('front-plot').data.some((t) => t.x.length > 1)")
+    assert "highest qed" in browser.find_element("id", "front-lead").text
+    assert complaints(browser) == []

@@ -3,6 +3,9 @@ function presentable(index) {
   return points.drawing[index] >= 0 || !report.molecules;
 }
 
+/** Stands for an axis of oracle calls, which a single reward is shown over. */
+const CALL = -1;
+
 /** The front: two axes of the user's choice, three dimensions, or parallel coordinates. */
 const front = {
   id: "front-plot",
@@ -16,10 +19,11 @@ const front = {
   crowd: points.front.flatMap((on, index) => (on || presentable(index) ? [] : [index])),
 
   title(k) {
-    return `${withUnit(report.rewards[k])}, higher is better`;
+    return k === CALL ? "Oracle call" : `${withUnit(report.rewards[k])}, higher is better`;
   },
   column(indices, k) {
-    return indices.map((index) => points.rewards[index][k]);
+    const last = report.n_candidates;
+    return indices.map((index) => (k === CALL ? points.call[index] ?? last : points.rewards[index][k]));
   },
   /** The objective that colours the points: the first one not on an axis. */
   get hue() {
@@ -30,6 +34,7 @@ const front = {
   start() {
     const k = report.rewards.length;
     const tools = at("front-tools");
+    if (k === 1) [this.x, this.y] = [CALL, 0];
     if (k > 2) {
       const views = !hasWebGL() ? ["plane"] : k === 3 ? ["plane", "space", "lines"] : ["plane", "lines"];
       const names = { plane: "Two axes", space: "Three dimensions", lines: "Parallel lines" };
@@ -42,7 +47,8 @@ const front = {
     box.addEventListener("change", () => { this.all = box.checked; this.draw(); });
     this.allLabel = make("label", {}, box, `Show the ${format(this.others.length + this.crowd.length)} others`);
     if (this.others.length + this.crowd.length) tools.append(this.allLabel);
-    const lead = [`${format(this.members.length)} candidates for which no other is at least as good in every objective and better in one.`];
+    const lead = [k === 1 ? `${format(this.members.length)} of the candidates reach the highest ${report.rewards[0].name}.`
+      : `${format(this.members.length)} candidates for which no other is at least as good in every objective and better in one.`];
     if (report.n_shown < report.n_candidates) {
       lead.push(`The page holds ${format(report.n_shown)} of ${format(report.n_candidates)} candidates.`);
     }
@@ -196,8 +202,8 @@ const front = {
       const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
       if (!step || !this.members.length) return;
       event.preventDefault();
-      const order = [...this.members].sort(
-        (a, b) => points.rewards[a][this.x] - points.rewards[b][this.x]);
+      const along = (index) => this.column([index], this.x)[0];
+      const order = [...this.members].sort((a, b) => along(a) - along(b));
       const here = order.indexOf(card.pinned);
       const next = here < 0 ? (step > 0 ? 0 : order.length - 1) : here + step;
       card.pin(order[clamp(next, 0, order.length - 1)]);
