@@ -1,5 +1,6 @@
 """Classes of equal cells, training on digits, and the oracle that trains."""
 
+import pickle
 import shutil
 import sys
 from itertools import permutations, product
@@ -304,7 +305,9 @@ class TestDigitsTraining:
     def test_equal_networks_are_trained_once_behind_the_runner(self):
         oracle = DigitsTraining(epochs=1, images=self.images())
         cells = spelled((0, 1, 0, 2, 0, 2), (2, 0, 0, 2, 1, 0), (1,) * 6)
-        scores = OracleRunner(oracle, representative).evaluate(cells)
+        again = pickle.loads(pickle.dumps(oracle))  # as worker processes get it
+        scores = OracleRunner(again, representative).evaluate(cells)
+        assert torch.equal(scores.rewards, oracle(cells))
         assert scores.fresh == 2 and scores.reasons == [None] * 3
         assert torch.equal(scores.rewards[0], scores.rewards[1])
 
