@@ -170,6 +170,10 @@ class Measurements:
                     f"  {varied} objects measured differently, taken at the median; most by "
                     f"{spread[worst]:g} ({where})"
                 )
+            against = (self.values < self.above) | (self.values > self.below)
+            if rows := against[:, k].nonzero().squeeze(1).tolist():
+                where = _some(self.lines[rows[0]])
+                lines.append(f"  {len(rows)} objects with a bound against their value ({where})")
         for kind, found in _by_kind(self.notes).items():
             some = _some([note.line for note in found])
             lines.append(f"left out, {kind}: {len(found)} ({some})")

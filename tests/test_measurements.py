@@ -114,6 +114,13 @@ def test_the_summary_tells_all_of_it(assay):
     ]
 
 
+def test_bounds_against_the_value_are_told(tmp_path):
+    text = "object,value\nA,5\nA,> 7\nB,5\nB,> 3\nC,5\nC,<4\nD,>9\n"
+    found = read_measurements(write(tmp_path, text), [Endpoint("value")])
+    assert found.values[:3, 0].tolist() == [5.0] * 3
+    assert "  2 objects with a bound against their value (lines 2, 3)" in found.summary()
+
+
 def test_several_columns_with_marks_of_their_own(tmp_path):
     text = "Sequence; affinity ;yield\nACGU;1.5;> 20\nAC;;3\nGG;x;4\nUU;;\n"
     path = write(tmp_path, text)
