@@ -226,3 +226,25 @@ def test_missing_data_says_what_to_give(name, monkeypatch):
     monkeypatch.delenv("GFLOW_DATA", raising=False)
     with pytest.raises(ConfigError, match=f"the file {FILES[name]}, or set GFLOW_DATA"):
         make_task(name)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("tf_binding", {"path": "lost.parquet"}, "there is no file lost.parquet"),
+        ("tf_binding", {"path": "."}, r"\. has no table of 'SIX6'; it has no \.txt or \.tsv file"),
+        ("nas_bench_201", {"path": "."}, r"reading \. needs nats_bench: install it"),
+        ("nas_bench_201", {"path": "t.parquet", "epochs": 200}, "epochs must be 12"),
+        ("nas_digits", {}, "there is no reward 'speed': choose from accuracy"),
+        ("nas_training", {"epochs": 0}, "epochs must be at least 1, not 0"),
+        ("nas_training", {}, r"needs scikit-learn: .*gflow\[digits\]"),
+    ],
+)
+def test_what_measured_tasks_lack_is_one_sentence(task, options, message, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nats_bench", None)
+    if not options and task == "nas_training":
+        monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    rewards = "accuracy,speed" if task == "nas_digits" else None
+    with pytest.raises(ConfigError, match=message) as caught:
+        prepare(RunConfig(task=task, rewards=rewards, options=options))
+    assert "\n" not in str(caught.value)
