@@ -7,6 +7,7 @@ from gflow.kernels import (
     MANY,
     Categorical,
     Factored,
+    Independent,
     Repeated,
     draw_noise,
     gumbel_noise,
@@ -191,3 +192,59 @@ def test_factored_samples_its_own_distribution():
     pairs = kernel.sample(noise)
     share = torch.bincount(pairs[:, 0] * 4 + pairs[:, 1], minlength=12) / 40_000
     assert torch.allclose(share.double(), factored(1).log_probs()[0].exp(), atol=0.01)
+
+
+class TestIndependent:
+    logits = torch.tensor(
+        [
+            [[0.0, 1.0, -torch.inf], [2.0, 0.0, 0.5]],
+            [[0.3, -1.0, 0.1], [-torch.inf, 0.0, -torch.inf]],
+        ],
+        dtype=torch.float64,
+    )
+
+    def joint(self, kernel):
+        """Probabilities of all pairs, [2, 3, 3]."""
+        pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+        return torch.stack([kernel.log_prob(pair.expand(2, 2)) for pair in pairs], 1).exp()
+
+    def test_it_is_a_product(self):
+        kernel = Independent(self.logits)
+        one, two = self.logits.softmax(-1).unbind(1)
+        expected = (one.unsqueeze(2) * two.unsqueeze(1)).flatten(1)
+        assert torch.allclose(self.joint(kernel), expected)
+        assert torch.allclose(self.joint(kernel).sum(1), torch.ones(2, dtype=torch.float64))
+        found = -(expected * expected.clamp(min=1e-300).log()).sum(1)
+        assert torch.allclose(kernel.entropy(), found)
+
+    def test_divergence(self):
+        p, q = Independent(self.logits), Independent(2 * self.logits)
+        a, b = self.joint(p), self.joint(q)
+        expected = torch.where(a > 0, a * (a / b.clamp(min=1e-300)).clamp(min=1e-300).log(), 0.0)
+        assert torch.allclose(p.kl(q), expected.sum(1))
+        with pytest.raises(TypeError, match="no divergence to a Categorical"):
+            p.kl(Categorical(self.logits[:, 0]))
+
+    @pytest.mark.parametrize("widths", [(3, 3), (1, 1)])
+    def test_samples_follow_the_probabilities(self, widths):
+        generator, n = torch.Generator().manual_seed(0), 20_000
+        kernel = Independent(self.logits[:1].expand(n, -1, -1))
+        if widths == (3, 3):
+            noise = gumbel_noise((n, 6), generator, torch.float64, "cpu")
+        else:
+            noise = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+        drawn = kernel.sample(noise)
+        share = torch.bincount(drawn[:, 0] * 3 + drawn[:, 1], minlength=9) / n
+        assert (share - self.joint(Independent(self.logits))[0]).abs().max() < 0.015
+
+    def test_exploration_is_even_over_what_is_legal(self):
+        kernel = Independent(self.logits).explore(torch.tensor([True, False]), 2.0)
+        one, two = self.joint(kernel)[0].view(3, 3).sum(1), self.joint(kernel)[0].view(3, 3).sum(0)
+        assert torch.allclose(one, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+        assert torch.allclose(two, torch.full((3,), 1 / 3, dtype=torch.float64))
+        tempered = Independent(self.logits / 2)
+        assert torch.allclose(self.joint(kernel)[1], self.joint(tempered)[1])
+
+    def test_actions_are_not_listed(self):
+        with pytest.raises(NotImplementedError, match="no list of actions"):
+            Independent(self.logits).log_probs()
