@@ -203,6 +203,11 @@ class Factored:
         one, two = action.unbind(-1)
         return self.first.log_prob(one) + self.second(one).log_prob(two)
 
+    def given(self, action: Tensor) -> Factored:
+        """The same for these first factors [n, 2] alone: their second kernel is made once."""
+        second = self.second(action[..., 0])
+        return Factored(self.first, lambda one: second, self.sizes)
+
     def log_probs(self) -> Tensor:
         """Log-probabilities of all pairs, [n, A1 * A2]; for small spaces only."""
         first = self.first.log_probs()

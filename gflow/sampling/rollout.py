@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gflow.kernels import Kernel
+from gflow.kernels import Factored, Kernel
 from gflow.mdp import Condition, Environment, Policy, States, Trajectories
 
 BLOCK = 8
@@ -99,6 +99,8 @@ def behaviour_log_prob(
     An even choice with probability epsilon makes the behaviour a mixture, whichever of its parts
     a row was drawn from.
     """
+    if isinstance(kernel, Factored):
+        kernel = kernel.given(action)
     tempered = kernel if temperature == 1.0 else kernel.explore(None, temperature)
     log_p = tempered.log_prob(action)
     if epsilon == 0:
