@@ -3,8 +3,10 @@ import torch
 
 from gflow.conditions import Conditions
 from gflow.envs.grids import HyperGrid
+from gflow.envs.molecules import FragmentMolecules
 from gflow.mdp import States, evaluate
 from gflow.policies import MLPPolicy
+from gflow.policies.tree import TreePolicy
 from gflow.sampling import Exploration, compile_block, rollout
 from gflow.seeding import generator
 from tests.sampling.records import check_record
@@ -50,6 +52,27 @@ def test_kept_log_probabilities_are_those_of_what_sampled(epsilon, temperature):
     chosen = mixture[torch.arange(len(row)), batch.actions[row, column]]
     assert torch.allclose(batch.log_pf_old[row, column], chosen.log(), atol=1e-12)
     assert (batch.log_pf_old[~batch.valid] == 0).all()
+
+
+def test_kept_log_probabilities_of_factored_actions():
+    """Both factors explore together: an even choice among all pairs, not one of each kind."""
+    env = FragmentMolecules(max_fragments=3)
+    policy = TreePolicy(env, hidden=16, layers=1, seed=0).double()
+    condition = Conditions().sample(40, dtype=torch.float64)
+    batch = rollout(
+        policy, env.initial(40), condition, generator(0), keep_log_pf=True,
+        exploration=Exploration(0.3, 1.5),
+    )  # fmt: skip
+    row, column = batch.valid.nonzero(as_tuple=True)
+    states = States(batch.states[row, column], column, torch.zeros_like(row, dtype=torch.bool))
+    kernel = policy(states, batch.condition.rows(row), frozenset({"log_pf"})).forward
+    one, two = batch.actions[row, column].unbind(-1)
+    tempered = even = torch.ones(len(row), dtype=torch.float64)
+    for logits, chosen in ((kernel.first.logits, one), (kernel.second(one).logits, two)):
+        tempered = tempered * (logits / 1.5).softmax(-1).gather(1, chosen[:, None])[:, 0]
+        even = even / (logits > -torch.inf).sum(-1)
+    expected = (0.7 * tempered + 0.3 * even).log()
+    assert torch.allclose(batch.log_pf_old[row, column], expected, atol=1e-12)
 
 
 def test_large_batches_drop_finished_rows_without_changing_any_row():
