@@ -474,3 +474,27 @@ def test_every_row_suits_every_kind_of_object(task):
         assert (setup.objective is row.objective) == (not row.objective.advantage.remembers)
         several = len(setup.task.oracle.rewards) > 1
         assert setup.conditions.with_preference == several
+
+
+def test_score_differences_are_reinforce_with_one_over_the_numbers():
+    """On the policy that sampled, scores by likelihood and by ratio have one gradient."""
+    plain = PolicyGradient(Advantage(labels=0.7), "none", "score_diff")
+    policy, batch = prepared(plain)
+    good, bad = batch.advantage.amax(1) > 0, batch.advantage.amin(1) < 0
+    size = torch.stack([((batch.group == g) & side).sum() for side in (good, bad)
+                        for g in batch.group]).view(2, -1).clamp(min=1)  # fmt: skip
+    both = torch.stack([((batch.group == g) & good).any() & ((batch.group == g) & bad).any()
+                        for g in batch.group])  # fmt: skip
+    a = torch.where(both, good / size[0] - bad / size[1], 0.0).to(F64)
+    inside = plain.mask(batch)
+    mean = torch.where(inside, evaluate(policy, batch, frozenset()).log_pf, 0.0).sum(1)
+    expected = -(a * mean / inside.sum(1)).sum() / len(batch.group.unique())
+    assert both.any() and not both.all()
+    gradients = []
+    for value in (expected, *(replace(plain, ratio=r)(policy, batch).value
+                              for r in ("none", "token"))):  # fmt: skip
+        policy.logits.grad = None
+        value.backward()
+        gradients.append(policy.logits.grad)
+    close(gradients[1], gradients[0], 1e-12)
+    close(gradients[2], gradients[0], 1e-12)
