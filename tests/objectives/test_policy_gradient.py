@@ -485,7 +485,7 @@ def test_score_differences_are_reinforce_with_one_over_the_numbers():
                         for g in batch.group]).view(2, -1).clamp(min=1)  # fmt: skip
     both = torch.stack([((batch.group == g) & good).any() & ((batch.group == g) & bad).any()
                         for g in batch.group])  # fmt: skip
-    a = torch.where(both, good / size[0] - bad / size[1], 0.0).to(F64)
+    a = torch.where(both, good.to(F64) / size[0] - bad.to(F64) / size[1], 0.0)
     inside = plain.mask(batch)
     mean = torch.where(inside, evaluate(policy, batch, frozenset()).log_pf, 0.0).sum(1)
     expected = -(a * mean / inside.sum(1)).sum() / len(batch.group.unique())
