@@ -4,10 +4,12 @@
 
 `plane`: two goals a_1, a_2 in the plane, rewards 1 - |x - a_k|^2 / 9, and a normal base away from
 both; the Pareto set is the segment between them and the front is concave. `scenes`: "4 squares" of
-scenevec with the rewards soft, warm and cool; the front is 5 points on a line (0 to 4 warm squares,
-all conditions of the prompt met), where weighted sums only reach the ends, so the rewards are
-scalarized by Tchebycheff. Each preference of a lattice (41 and 28 of them) is asked for 16 samples.
-Results are printed as JSON and kept in benchmarks/results/denoising_fronts.json.
+scenevec with the rewards soft, warm and cool; scenes that meet the prompt have a front of 5 points
+on a line (0 to 4 warm squares), where weighted sums only reach the ends, so the rewards are
+scalarized by Tchebycheff. Three squares break the prompt but not the front: their shares of warm
+ones lie between those of four, so the hypervolume can pass that of the 5 points by 4 %. Each
+preference of a lattice (41 and 28 of them) is asked for 16 samples. Results are printed as JSON and
+kept in benchmarks/results/denoising_fronts.json.
 """
 
 from __future__ import annotations

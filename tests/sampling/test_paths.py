@@ -101,7 +101,7 @@ def test_steps_outside_the_window_are_eulers():
         x, x_next = batch.states[:, k + 1], batch.states[:, k + 2]
         with torch.no_grad():
             v = policy.network(x, times[k].expand(len(x)), batch.condition.encoding)
-        euler = torch.addcmul(table.a[k].float() * x, table.b[k].float(), v)
+        euler = table.a[k].float() * x + table.b[k].float() * v
         assert torch.equal(euler, x_next) == (k + 1 not in window)
 
 
