@@ -144,8 +144,8 @@ def denoising_diffusion(
             f"the denoising diffusion sampler needs 2 steps and ends within (0, 1), not {steps} "
             f"steps and {ends}"
         )
-    inner = torch.tensor([left, 1 - last], dtype=torch.float64).logit()
-    signal = torch.linspace(*inner.tolist(), steps, dtype=torch.float64).sigmoid()
+    first, latest = (math.log(share / (1 - share)) for share in (left, 1 - last))
+    signal = torch.linspace(first, latest, steps, dtype=torch.float64).sigmoid()
     signal = torch.cat([signal, signal.new_ones(1)])
     forward = tables.dds(1 - signal[:-1] / signal[1:], variance)
     backward = Steps(forward.a, torch.zeros_like(forward.b), forward.s)
