@@ -72,7 +72,7 @@ def test_the_warm_start_is_the_same_for_one_seed_and_leaves_the_global_generator
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ["gdpo", "gdpo_elbo"])
 def test_both_rewards_rise(name):
     training = trainer(name, batch_size=96)
 
@@ -83,5 +83,5 @@ def test_both_rewards_rise(name):
         return drawn.rewards.mean(0)
 
     before = means()
-    training.run(100)
+    training.run(60)
     assert (means() - before > torch.tensor([0.4, 0.05])).all()
