@@ -47,6 +47,11 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 METHODS = ("random", "qnehvi", "gflow")
 RESULTS = Path(__file__).parent / "results" / "active.md"
+HEAD = f"""    python benchmarks/active.py
+
+Batches of {BATCH}; gflow trains {STEPS} steps of 64 a round, so that it and the local search of qnehvi evaluate the
+acquisition function {64 * (STEPS + 1)} times each. One thread, CPU seconds on a busy shared machine. Numbers of seeds in
+brackets; every cell is a line of active.jsonl."""
 
 
 def measure(task: Task, objects: list[str]) -> Tensor:
@@ -216,7 +221,7 @@ def main() -> None:
     text = table(cells)
     print(text)
     if options.table:
-        RESULTS.write_text(f"# Active learning\n\n{text}")
+        RESULTS.write_text(f"# Active learning\n\n{HEAD}\n\n{text}")
         lines = "".join(json.dumps(row) + "\n" for row in cells)
         RESULTS.with_suffix(".jsonl").write_text(lines)
 
