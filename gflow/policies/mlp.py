@@ -115,7 +115,7 @@ class _FirstLayer(nn.Module):
         if self.multi_hot:
             ones = self.env.indices(states)
             assert ones is not None
-            starts = row_starts(*ones.shape, ones.device)
+            starts = row_starts(ones.shape[0], ones.shape[1], ones.device)
             x = torch.embedding_bag(self.seen, ones.flatten(), starts)[0].add_(self.bias)
         else:
             x = torch.addmm(self.bias, self.env.observe(states).to(self.bias.dtype), self.seen)
