@@ -38,7 +38,7 @@ def fixed_backward_kernel(
 
 
 def row_starts(n: int, width: int, device: torch.device) -> Tensor:
-    """Where each of `n` rows of `width` entries starts in a flat list, [n]; kept for later calls."""
+    """Where each of `n` rows of `width` entries starts in a flat list, [n]; kept for later."""
     if torch.compiler.is_compiling():
         return torch.arange(0, n * width, width, device=device)
     return _kept_starts(n, width, device)
