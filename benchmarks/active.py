@@ -47,10 +47,11 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 METHODS = ("random", "qnehvi", "gflow")
 RESULTS = Path(__file__).parent / "results" / "active.md"
+EVALUATIONS = 64 * (STEPS + 1)
 HEAD = f"""    python benchmarks/active.py
 
-Batches of {BATCH}. The sampler of gflow (two layers of 128) trains {STEPS} steps of 64 a round, so that
-it and the local search of qnehvi evaluate the acquisition function {64 * (STEPS + 1)} times each. One
+Batches of {BATCH}. The sampler of gflow (two layers of 128) trains {STEPS} steps of 64 a round, so
+that it and the local search of qnehvi evaluate the acquisition function {EVALUATIONS} times each. One
 thread, CPU seconds on a busy shared machine. Numbers of seeds in brackets; every cell is a line of
 active.jsonl."""
 
@@ -136,7 +137,7 @@ def cell(name: str, method: str, seed: int, rounds: int) -> dict[str, Any]:
                     [edited(x, letters, shortest, longest, random) for x in order[:50]],
                     lambda n: distinct(n, next(turns)),
                     lambda x: edited(x, letters, shortest, longest, random),
-                    config.batch_size * (STEPS + 1),
+                    EVALUATIONS,
                 )
             batch = this.choose(list(met), torch.cat(list(met.values())), BATCH)
         objects += batch
