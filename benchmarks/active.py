@@ -52,8 +52,8 @@ HEAD = f"""    python benchmarks/active.py
 
 Batches of {BATCH}. The sampler of gflow (two layers of 128) trains {STEPS} steps of 64 a round, so
 that it and the local search of qnehvi evaluate the acquisition function {EVALUATIONS} times each.
-One thread, CPU seconds on a busy shared machine. Numbers of seeds in brackets; every cell is a line of
-active.jsonl."""
+One thread, CPU seconds on a busy shared machine. Numbers of seeds in brackets; every cell is a
+line of active.jsonl."""
 
 
 def measure(task: Task, objects: list[str]) -> Tensor:
