@@ -65,9 +65,10 @@ def train(name: str, seed: int) -> dict[str, object]:
         updates=2, minibatches=2,
     )  # fmt: skip
     started = time.process_time()
-    Trainer(policy, objective, draw(BATCH, seed), settings, events=Events(on_eval=[look])).run(
-        STEPS
-    )
+    trainer = Trainer(policy, objective, draw(BATCH, seed), settings, events=Events(on_eval=[look]))
+    trainer.run(STEPS)
+    if trainer.step < STEPS:
+        raise SystemExit("interrupted: the cell is not recorded")
     return {
         "method": name, "seed": seed, "every": EVERY, "curve": curve,
         "warm_seconds": warm, "seconds": time.process_time() - started,
