@@ -5,7 +5,7 @@ import torch
 
 from gflow.conditions import Conditions, InverseTemperature
 from gflow.envs.grids import HyperGrid
-from gflow.mdp import evaluate
+from gflow.mdp import Reward, evaluate
 from gflow.objectives.balance import SubTrajectoryBalance, TrajectoryBalance
 from gflow.policies import MLPPolicy
 from gflow.sampling import MIXES, ActionValues, Greedy, Joined, OnPolicy, QLearning, Scorer
@@ -186,7 +186,7 @@ def test_other_heads_and_log_z_are_the_policys():
     names = [name for name, _ in both.named_parameters()]
     assert names[0] == "log_z.bias" and "policy.log_z.bias" not in names
     score = Scorer(env, lambda states: states.data.sum(1, keepdim=True) + 1.0)
-    score.oracle.on_states = True
+    score.oracle.on_states, score.oracle.rewards = True, (Reward("sum", high=7.0),)
     batch = OnPolicy(both, Conditions(1, InverseTemperature()), score, 8, 0)()
     for objective in (TrajectoryBalance(), SubTrajectoryBalance()):
         loss = QLearning(objective)(both, batch)
