@@ -4,7 +4,7 @@
 
 Equal networks are trained once. One line per network is appended to the progress file, and a new
 start goes on where it ended; the table is written when all are there. What the table has already
-is not trained again: delete it to start anew. About 20 minutes on one core (`train.cpp` beside this
+is not trained again: delete it to start anew. About 15 minutes on one core (`train.cpp` beside this
 file, compiled here with g++, does what `gflow.envs.nas.training` does).
 """
 
