@@ -9,7 +9,7 @@ import torch
 from gflow.draw import Samples
 from gflow.mdp import Reward
 from gflow.pareto import hypervolume
-from gflow.run import Setup
+from gflow.setup import Setup
 from gflow.store import CandidateStore
 
 

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gflow.assemble import make_scorer
 from gflow.conditions import Conditions, InverseTemperature, simplex_lattice
 from gflow.config import ConfigError, RunConfig
 from gflow.mdp import Condition, Reward
 from gflow.oracles import OracleRunner
-from gflow.run import Setup, make_scorer, prepare, write_json
+from gflow.run import write_json
 from gflow.sampling import rollout
 from gflow.seeding import generator
+from gflow.setup import Setup, prepare
 from gflow.store import CandidateStore
 from gflow.tasks import near
 from gflow.training import CheckpointError, load_checkpoint

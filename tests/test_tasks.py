@@ -12,8 +12,8 @@ from gflow.conditions import Conditions
 from gflow.config import ConfigError, PolicySettings, RunConfig, SamplingSettings
 from gflow.objectives.catalog import METHODS
 from gflow.pareto import non_dominated
-from gflow.run import prepare
 from gflow.sampling import OnPolicy, Scorer
+from gflow.setup import prepare
 from gflow.store import CandidateStore
 from gflow.tasks import TASKS, make_task
 from tests.envs.data import table

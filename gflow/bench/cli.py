@@ -24,10 +24,10 @@ def run(
     """Run what is missing of a plan in its folder, and write `results.jsonl`, `table.md` and
     `page.html` there.
     """
+    from gflow.assemble import available_processors
     from gflow.bench.page import write_page
     from gflow.bench.schedule import run_plan
     from gflow.bench.summary import collect, markdown, write_rows
-    from gflow.run import available_processors
     from gflow.training.checkpoint import write_atomically
 
     chosen = plan or (f"{name}-quick" if quick else name)

@@ -61,7 +61,7 @@ def prepare_cell(cell: Cell) -> tuple[Task, Callable[[Ledger], None]]:
         hint = near(contestant.method, [*BASELINES, *METHODS])
         raise ConfigError(f"there is no method {contestant.method!r}: {hint}")
     from gflow.bench.trained import train
-    from gflow.run import prepare
+    from gflow.setup import prepare
 
     settings: dict[str, Any] = {
         "task": problem.task,

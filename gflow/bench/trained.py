@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gflow.assemble import make_sampler, start_log_z, trainer_settings
 from gflow.bench.ledger import Ledger
 from gflow.config import ConfigError
-from gflow.run import Setup, make_sampler, start_log_z, trainer_settings
 from gflow.sampling import Scorer
 from gflow.scalarize import SCALARIZATIONS
+from gflow.setup import Setup
 from gflow.training import Trainer
 from gflow.training.trainer import Events
 

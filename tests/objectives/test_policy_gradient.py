@@ -460,8 +460,9 @@ def test_trajectories_of_one_object_teach_nothing():
 @pytest.mark.parametrize("task", ["molecules", "sets", "ngrams", "nas_training", "hypergrid"])
 def test_every_row_suits_every_kind_of_object(task):
     """Each method takes a batch of each task, by a policy of the task's own kind."""
+    from gflow.assemble import try_out
     from gflow.config import PolicySettings, RunConfig, SamplingSettings
-    from gflow.run import prepare, try_out
+    from gflow.setup import prepare
 
     for row in ROWS:
         config = RunConfig(
