@@ -381,7 +381,7 @@ def test_centering_uses_the_means_of_the_batch():
     exact = (noise * (path.b * 0.3 / path.s)[1:]).exp()
     value = -(batch.advantage[:, 1:] * exact).mean()
     assert float(kernel_shift) > 0.01
-    assert float(centered.value) == pytest.approx(float(value))
+    assert centered.value.item() == pytest.approx(float(value))
 
 
 def test_value_baseline_learns_what_a_state_is_worth():
