@@ -114,11 +114,12 @@ def test_interrupt_finishes_the_step_saves_and_returns(tmp_path):
         if trainer.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     trainer = grid_trainer(folder=tmp_path, events=Events(on_step=[interrupt]))
     trainer.run(1000)
     assert trainer.step == 3
     assert (tmp_path / "checkpoints" / "step_000000003.pt").is_file()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_runs_outside_the_main_thread():
