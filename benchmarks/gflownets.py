@@ -29,7 +29,7 @@ from gflow.envs.sequences.orders import AppendSequences, InsertSequences, Prepen
 from gflow.envs.sequences.slots import Slots
 from gflow.envs.sets import Sets
 from gflow.estimators import terminating_distribution
-from gflow.mdp import Condition, Environment, Objective, Policy, States
+from gflow.mdp import Condition, Environment, Objective, Policy, Reward, States
 from gflow.objectives.balance import TrajectoryBalance
 from gflow.objectives.ordering import Ordering, dominance
 from gflow.policies import MLPPolicy
@@ -152,7 +152,7 @@ def fronts(quick: int) -> None:
 class TableReward:
     """exp(noise) for every state, finished or not, from a table."""
 
-    rewards = ()
+    rewards = (Reward("reward"),)
     version = "1"
     on_states = True
     seconds = 0.0

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gflow.conditions import Conditions
-from gflow.envs.grids import HyperGrid, corner_reward
+from gflow.envs.grids import CornerReward, HyperGrid, corner_reward
 from gflow.objectives.balance import TrajectoryBalance
 from gflow.policies import MLPPolicy
 from gflow.sampling import OnPolicy, Scorer, compile_block, step_block
@@ -90,19 +90,14 @@ class FlatLoop:
             self.optimizer.step()
 
 
-class Corner:
-    rewards = ()
-    version = "1"
-    on_states = True
-    seconds = 0.0
-
-    def __call__(self, states):
-        return corner_reward(states.data, SIDE).unsqueeze(-1)
-
-
 def make_trainer(policy: MLPPolicy, batch_size: int, block, rate: float = 0.0) -> Trainer:
     sampler = OnPolicy(
-        policy, Conditions(), Scorer(policy.env, Corner()), batch_size, seed=0, block=block
+        policy,
+        Conditions(),
+        Scorer(policy.env, CornerReward(SIDE)),
+        batch_size,
+        seed=0,
+        block=block,
     )
     settings = TrainerSettings(rate, 100 * rate, log_every=0)
     return Trainer(policy, TrajectoryBalance(), sampler, settings)

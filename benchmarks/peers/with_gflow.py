@@ -11,7 +11,7 @@ from gflow.conditions import Conditions
 from gflow.envs.grids import CornerReward, HyperGrid
 from gflow.envs.sequences import AppendSequences, Slots
 from gflow.envs.sequences.bits import BitModes, bit_words
-from gflow.mdp import Environment, Oracle, States
+from gflow.mdp import Environment, Oracle, Reward, States
 from gflow.objectives.balance import TrajectoryBalance
 from gflow.policies import MLPPolicy
 from gflow.sampling import OnPolicy, Scorer, compile_block, step_block
@@ -21,7 +21,7 @@ from gflow.training import Trainer, TrainerSettings
 class RandomTable:
     """A reward between 0.001 and 1 for each sequence of 8 letters."""
 
-    rewards = ()
+    rewards = (Reward("reward"),)
     version = "1"
     on_states = True
     seconds = 0.0
