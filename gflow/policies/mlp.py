@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gflow.kernels import Categorical
 from gflow.mdp import Condition, Environment, Heads, States
 from gflow.policies.common import BackwardKind, fixed_backward_kernel, row_starts, seeded_weights
+from gflow.policies.linear import Linear
 from gflow.policies.log_z import LogZ
 
 
@@ -48,11 +49,11 @@ class MLPPolicy(nn.Module):
         with seeded_weights(seed):
             self.first = _FirstLayer(env, condition_size, hidden[0])
             self.trunk = nn.ModuleList(
-                nn.Linear(width, following) for width, following in itertools.pairwise(hidden)
+                Linear(width, following) for width, following in itertools.pairwise(hidden)
             )
-            self.forward_head = nn.Linear(hidden[-1], env.action_sizes[0])
+            self.forward_head = Linear(hidden[-1], env.action_sizes[0])
             if backward == "learned":
-                self.backward_head = nn.Linear(hidden[-1], env.n_backward_actions)
+                self.backward_head = Linear(hidden[-1], env.n_backward_actions)
             if flow:
                 self.flow_head = nn.Linear(hidden[-1], 1)
             self.log_z = LogZ(condition_size)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gflow.kernels import Categorical, Factored
 from gflow.mdp import Condition, Heads, States
 from gflow.policies.common import BackwardKind, fixed_backward_kernel, seeded_weights
+from gflow.policies.linear import Linear
 from gflow.policies.log_z import LogZ
 
 
@@ -247,11 +248,11 @@ class _Round(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.whole_norm = nn.LayerNorm(hidden)
-        self.message = nn.Linear(hidden, hidden, bias=False)
-        self.own = nn.Linear(hidden, hidden)
-        self.down = nn.Linear(hidden, hidden, bias=False)
-        self.out = nn.Linear(hidden, hidden)
-        self.up = nn.Linear(hidden, hidden)
+        self.message = Linear(hidden, hidden, bias=False)
+        self.own = Linear(hidden, hidden)
+        self.down = Linear(hidden, hidden, bias=False)
+        self.out = Linear(hidden, hidden)
+        self.up = Linear(hidden, hidden)
 
     def forward(
         self, h: Tensor, whole: Tensor, links: _Links, from_parent: Tensor, from_child: Tensor
@@ -278,7 +279,7 @@ class _FlatTrunk(nn.Module):
         )
         nn.init.normal_(self.first.weight, std=0.1)
         self.condition = nn.Linear(max(condition_size, 1), hidden)
-        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.layers = nn.ModuleList(Linear(hidden, hidden) for _ in range(layers - 1))
 
     def forward(self, record: Any, condition: Condition) -> Features:
         x = self.first(record.flat) + self.condition.bias

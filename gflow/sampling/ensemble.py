@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gflow.conditions import Conditions
 from gflow.mdp import Condition, Environment, States, Trajectories
 from gflow.policies import BackwardKind, LogZ, MLPPolicy, seeded_weights
+from gflow.policies.linear import Linear
 from gflow.sampling.strategies import Resumable, Strategy
 from gflow.seeding import generator
 
@@ -54,7 +55,7 @@ class EnsemblePolicy(MLPPolicy):
         self.n_heads, self.condition_size = n_heads, condition_size
         width, n_actions = hidden[-1], n_heads * env.action_sizes[0]
         with seeded_weights(seed):
-            self.forward_head = nn.Linear(width, n_actions)
+            self.forward_head = Linear(width, n_actions)
             self.prior_head = nn.Linear(width, n_actions).requires_grad_(False)
             self.log_z = _PlainLogZ(condition_size)
 
