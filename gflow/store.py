@@ -186,7 +186,7 @@ class CandidateStore:
     def _create(self, rewards: Sequence[Reward], oracle_version: str) -> None:
         meanings = json.dumps([list(reward) for reward in rewards])
         about = {"rewards": meanings, "oracle_version": oracle_version}
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._write_ahead()
         with self._transaction():
             # Another process may have been faster; what it wrote stays.
             for statement in _TABLES.split(";"):
@@ -194,6 +194,18 @@ class CandidateStore:
             self._db.executemany("INSERT OR IGNORE INTO about VALUES (?, ?)", about.items())
             self._db.execute(f"PRAGMA application_id={_APPLICATION}")
             self._db.execute(f"PRAGMA user_version={_SCHEMA}")
+
+    def _write_ahead(self) -> None:
+        """Log writes ahead; SQLite does not wait by itself for another process that does so."""
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def add(
         self,
