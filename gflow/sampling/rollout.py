@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gflow.kernels import Factored, Kernel
+from gflow.kernels import Categorical, Factored, Kernel
 from gflow.mdp import Condition, Environment, Policy, States, Trajectories
 
 BLOCK = 8
@@ -67,7 +67,7 @@ def step_block(
 ) -> Block:
     """Take `noise.shape[0]` steps; with `stop_early`, fewer once all rows are finished."""
     env = policy.env
-    data, actions, flags, log_p = [], [], [], []
+    data, actions, flags, log_p, logits = [], [], [], [], []
     for t in range(noise.shape[0]):
         heads = policy(states, condition, _BACKWARD if backward else _FORWARD)
         kernel = heads.backward if backward else heads.forward
@@ -80,21 +80,29 @@ def step_block(
         # A continuous action is the next state: no need to keep it twice.
         actions.append(action.flatten(1)[:, :0] if env.continuous else action)
         flags.append(states.step if backward else states.done)
-        if keep_log_p:
+        if keep_log_p and isinstance(kernel, Categorical):
+            logits.append(kernel.logits)
+        elif keep_log_p:
             log_p.append(behaviour_log_prob(kernel, action, epsilon, temperature))
         states = env.backstep(states, action) if backward else env.step(states, action)
         if stop_early and bool((states.step == 0).all() if backward else states.done.all()):
             break
     flag = torch.stack(flags, 1)
     active = flag > 0 if backward else ~flag
-    kept = torch.stack(log_p, 1) if keep_log_p else None
-    return Block(states, torch.stack(data, 1), torch.stack(actions, 1), active, kept)
+    chosen, kept = torch.stack(actions, 1), None
+    if logits:
+        # One call for the whole block: at small batches every call counts.
+        joined = Categorical(torch.stack(logits, 1))
+        kept = behaviour_log_prob(joined, chosen, epsilon, temperature)
+    elif keep_log_p:
+        kept = torch.stack(log_p, 1)
+    return Block(states, torch.stack(data, 1), chosen, active, kept)
 
 
 def behaviour_log_prob(
     kernel: Kernel, action: Tensor, epsilon: float, temperature: float
 ) -> Tensor:
-    """log-probability of actions [n] under what `Exploration` makes of a kernel, [n].
+    """log-probability of actions [n] (or [n, k]) under what `Exploration` makes of a kernel, alike.
 
     An even choice with probability epsilon makes the behaviour a mixture, whichever of its parts
     a row was drawn from.
