@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gflow.envs.denoising.steps import Steps
 from gflow.kernels import AffineGaussian
-from gflow.mdp import Environment, States, Trajectories
+from gflow.mdp import Environment, States, Trajectories, shared
 
 
 class Denoising(Environment):
@@ -125,19 +125,23 @@ class Denoising(Environment):
 
     def initial(self, n: int, device: torch.device | str = "cpu") -> States:
         """`n` times the origin, or the blank state before the starting noise."""
-        step = torch.zeros(n, dtype=torch.int64, device=device)
-        return States(torch.zeros(n, *self.state_shape, device=device), step, step.bool())
+        step = torch.zeros(1, dtype=torch.int64, device=device)
+        data = torch.zeros(n, *self.state_shape, device=device)
+        return States(data, step.expand(n), step.bool().expand(n))
 
     def step(self, states: States, actions: Tensor) -> States:
         """Move to the points `actions` [n, *state_shape]."""
-        data = torch.where(self._wide(states.done), states.data, actions)
-        step = states.step + ~states.done
-        return States(data, step, step == self.max_steps)
+        done = shared(states.done)
+        step = shared(states.step) + ~done
+        data = torch.where(self._wide(done), states.data, actions)
+        return States(data, step.expand(states.n), (step == self.max_steps).expand(states.n))
 
     def backstep(self, states: States, actions: Tensor) -> States:
         """Move back to the points `actions` [n, *state_shape]."""
-        data = torch.where(self._wide(states.step > 0), actions, states.data)
-        return States(data, (states.step - 1).clamp(min=0), torch.zeros_like(states.done))
+        step = shared(states.step)
+        data = torch.where(self._wide(step > 0), actions, states.data)
+        done = torch.zeros_like(step, dtype=torch.bool)
+        return States(data, (step - 1).clamp(min=0).expand(states.n), done.expand(states.n))
 
     def forward_mask(self, states: States, *chosen: Tensor) -> Tensor:
         """Refused: points have no list of legal moves."""
@@ -171,8 +175,9 @@ class Denoising(Environment):
 
     def terminal(self, data: Tensor) -> States:
         """Terminal states of the points `data` [n, *state_shape]."""
-        step = torch.full((len(data),), self.max_steps, device=data.device)
-        return States(data, step, torch.ones_like(step, dtype=torch.bool))
+        step = torch.full((1,), self.max_steps, device=data.device)
+        done = torch.ones_like(step, dtype=torch.bool)
+        return States(data, step.expand(len(data)), done.expand(len(data)))
 
     def noise(
         self,
@@ -223,16 +228,16 @@ class Denoising(Environment):
     def coefficients(self, states: States, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A, B, s, then alpha and beta of the clean estimate if there is one, then the clock.
 
-        Each of shape [n, 1, ...] against points, the clock [n].
+        Each of shape [n, 1, ...] against points, or [1, 1, ...] of `shared` steps; the clock [n].
         """
-        rows = self._table("tables", states.step.device, dtype)[:, states.step]
-        wide = rows.view(-1, states.n, *[1] * len(self.state_shape)).unbind()
-        return *wide[:-1], rows[-1]
+        rows = self._table("tables", states.step.device, dtype)[:, shared(states.step)]
+        wide = rows.view(*rows.shape, *[1] * len(self.state_shape)).unbind()
+        return *wide[:-1], rows[-1].expand(states.n)
 
     def noising(self, states: States, reduction: str = "sum") -> AffineGaussian:
         """P_B: the state before each of `states`; where a walk starts, that is certain."""
         x = states.data
-        a, s = self._table("undoing", x.device, x.dtype)[:, states.step].unbind()
+        a, s = self._table("undoing", x.device, x.dtype)[:, shared(states.step)].unbind()
         return AffineGaussian(self._wide(a) * x, self._wide(s), reduction)
 
     def _wide(self, values: Tensor) -> Tensor:

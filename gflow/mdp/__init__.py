@@ -8,7 +8,7 @@ row is finished when its `done` flag is set. Backward moves undo forward ones on
 from gflow.mdp.contracts import Heads, Loss, Objective, Oracle, Policy, Reward
 from gflow.mdp.environment import Environment
 from gflow.mdp.evaluation import Evaluation, decisions, evaluate, stop_action
-from gflow.mdp.states import Condition, States, concat_states
+from gflow.mdp.states import Condition, States, concat_states, shared
 from gflow.mdp.trajectories import (
     Trajectories,
     concat_trajectories,
@@ -33,6 +33,7 @@ __all__ = [
     "decisions",
     "evaluate",
     "pad_trajectories",
+    "shared",
     "stop_action",
     "trim_trajectories",
 ]

@@ -41,6 +41,15 @@ def concat_states(parts: Sequence[States]) -> States:
     return States(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def shared(values: Tensor) -> Tensor:
+    """One for all, [1], of numbers [n] that are one in memory (stride 0), else the numbers.
+
+    Walks of a fixed length from one start are at the same step in every row: kept so, nothing has
+    to be looked up by row, and nobody has to look whether it is so.
+    """
+    return values[:1] if values.stride(0) == 0 else values
+
+
 class Condition(NamedTuple):
     """What the sampler is asked for, one row per trajectory.
 

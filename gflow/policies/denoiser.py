@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gflow.kernels import AffineGaussian
-from gflow.mdp import Condition, Heads, States
+from gflow.mdp import Condition, Heads, States, shared
 from gflow.policies.common import seeded_weights
 from gflow.policies.log_z import LogZ
 from gflow.policies.networks import time_features
@@ -151,8 +151,9 @@ class DenoiserPolicy(nn.Module):
         looking_waits = x.is_cuda or torch.compiler.is_compiling()
         if not self.env.source or (looking_waits and not torch.is_grad_enabled()):
             return self.predict(x, clock, encoding)
-        rows = states.step.nonzero().squeeze(1)
-        if len(rows) == states.n:
+        step = shared(states.step)
+        rows = step.nonzero().squeeze(1)
+        if len(rows) == len(step):
             return self.predict(x, clock, encoding)
         output = x.new_zeros(self._wanted(x))
         if len(rows):
@@ -239,18 +240,25 @@ class TimeMLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """[n, outputs]."""
         seen = torch.cat([x, encoding], 1) if encoding.shape[1] else x
-        output: Tensor = self.trunk(self.point(seen) + self._timed(t))
+        timed = self._timed(t)
+        hidden = self.point(seen).view(-1, *timed.shape) + timed
+        output: Tensor = self.trunk(hidden.flatten(0, 1))
         return output
 
     def _timed(self, t: Tensor) -> Tensor:
-        """What the network makes of times [n], [n, hidden] or [1, hidden] where all are equal."""
-        if t.is_cuda or torch.compiler.is_compiling():
-            return self.time(time_features(t, 64))  # type: ignore[no-any-return]
-        # A schedule has few times: each is worked out once, where finding them costs no wait.
-        if bool((t == t[0]).all()):
-            return self.time(time_features(t[:1], 64))  # type: ignore[no-any-return]
-        times, place = t.unique(return_inverse=True)
-        return nn.functional.embedding(place, self.time(time_features(times, 64)))
+        """What the network makes of times [n], [p, hidden]; they repeat with period p."""
+        if t.stride(0) == 0:
+            t = t[:1]
+        elif not (t.is_cuda or torch.compiler.is_compiling()):
+            # A schedule has few times: each is worked out once, where finding them costs no wait.
+            again = (t == t[0]).nonzero()
+            period = int(again[1]) if len(again) > 1 else len(t)
+            if len(t) % period or not bool((t.view(-1, period) == t[:period]).all()):
+                times, place = t.unique(return_inverse=True)
+                return nn.functional.embedding(place, self.time(time_features(times, 64)))
+            t = t[:period]
+        timed: Tensor = self.time(time_features(t, 64))
+        return timed
 
 
 class GradientGuided(nn.Module):

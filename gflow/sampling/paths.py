@@ -202,7 +202,7 @@ class OnPaths(Resumable):
         start = env.initial(len(condition.encoding), self.device)
         if heads is not None:
             data = heads[:, kept]
-            start = States(data, start.step + kept, start.done)
+            start = States(data, (start.step[:1] + kept).expand(len(data)), start.done)
         limit = None if self.compression is None else last + 2 - kept
         with on_schedule(self.policy, env):
             batch = rollout(
@@ -248,17 +248,19 @@ class OnPaths(Resumable):
             before: the step before and the points [B, *shape] it left.
         """
         column, earlier = before
-        step = torch.full((len(x),), column, device=x.device)
-        done = torch.zeros_like(step, dtype=torch.bool)
-        memory = self.policy.clean(States(earlier, step, done), condition)
+        start = self.env.initial(len(x), x.device)
+
+        def clean(points: Tensor, step: int) -> Tensor:
+            at = (start.step[:1] + step).expand(len(x))
+            return self.policy.clean(States(points, at, start.done), condition)
+
+        memory = clean(earlier, column)
         t_before = torch.cat([self.env.tables[-1][column].view(1), times[:-2]])
         table = dpm_multistep(times[:-1], times[1:], t_before)
         grid = flow(self.env.state_shape, times, "euler")
         with on_schedule(self.policy, grid):
             for k, (a, b, c) in enumerate(zip(*(v.tolist() for v in table), strict=True)):
-                estimate = self.policy.clean(
-                    States(x, torch.full_like(step, k + 1), done), condition
-                )
+                estimate = clean(x, k + 1)
                 x, memory = a * x + b * estimate + c * memory, estimate
         return x
 
