@@ -14,9 +14,7 @@ from botorch.utils.multi_objective.box_decompositions import (
 from torch import Tensor
 
 from gflow.active.surrogates import Functions, Moments, Surrogate
-from gflow.pareto import non_dominated
-from gflow.pareto._check import MEMORY_BUDGET
-from gflow.pareto._exclusive import exclusive
+from gflow.pareto import hypervolume_improvement_alone, non_dominated
 
 LOG_FLOOR = -600.0
 """log of an expected improvement that is lost to underflow."""
@@ -260,8 +258,7 @@ def _best(samples: Tensor, fronts: Tensor, bounds: Tensor) -> tuple[int, Tensor]
 
 def _gains(samples: Tensor, fronts: Tensor) -> Tensor:
     """Gain of hypervolume over the origin of each of P objects, averaged over draws, [P]."""
-    s, p, _ = samples.shape
-    numbers = torch.arange(p).expand(s, p)
-    rivals = torch.full(fronts.shape[:2], -1)
-    columns = samples.permute(2, 0, 1), fronts.permute(2, 0, 1)
-    return exclusive(*columns, numbers, rivals, False, MEMORY_BUDGET).mean(0)
+    if not bool((samples > 0).all(-1).any()):
+        return samples.new_zeros(samples.shape[1])
+    origin = samples.new_zeros(samples.shape[2])
+    return hypervolume_improvement_alone(samples, fronts, origin).mean(0)

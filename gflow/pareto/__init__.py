@@ -20,6 +20,7 @@ from gflow.pareto.hypervolume import (
     hypervolume,
     hypervolume_contributions,
     hypervolume_improvement,
+    hypervolume_improvement_alone,
 )
 from gflow.pareto.polar import Estimate, polar_hypervolume
 from gflow.pareto.reference import (
@@ -46,6 +47,7 @@ __all__ = [
     "hypervolume",
     "hypervolume_contributions",
     "hypervolume_improvement",
+    "hypervolume_improvement_alone",
     "igd",
     "igd_plus",
     "infer_reference_point",

@@ -23,6 +23,7 @@ from gflow.pareto._check import (
     validity,
 )
 from gflow.pareto._closest import flat
+from gflow.pareto._exclusive import exclusive
 from gflow.pareto._host import host_measure
 from gflow.pareto._measure import Improvement, Volume, contributions
 from gflow.pareto.dominance import non_dominated
@@ -211,6 +212,49 @@ def hypervolume_improvement(
 
     Source: Emmerich, Deutz, Klinkenberg, "Hypervolume-based expected improvement", 2011.
     """
+    gains = _joint_gains(new, archive, ref_point, mask, archive_mask, maximize)
+    values: Tensor = Improvement.apply(  # type: ignore[no-untyped-call]
+        flat(gains), new.shape[-2], memory_budget
+    )
+    return values.view(gains.shape[:-2])
+
+
+def hypervolume_improvement_alone(
+    new: Tensor,
+    archive: Tensor,
+    ref_point: Reference,
+    mask: Tensor | None = None,
+    archive_mask: Tensor | None = None,
+    *,
+    maximize: Maximize = True,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Tensor:
+    """What each new point by itself adds to the hypervolume of an archive; without gradient.
+
+    HVI(y | A) = HV(A and y) - HV(A), for one y at a time.
+
+    Arguments and errors as in `hypervolume_improvement`.
+
+    Returns:
+        [..., k], 0 for points outside the mask.
+    """
+    gains = _joint_gains(new, archive, ref_point, mask, archive_mask, maximize).detach()
+    columns, k = flat(gains).permute(2, 0, 1), new.shape[-2]
+    numbers = torch.arange(k, device=new.device).expand(columns.shape[1], k)
+    rivals = numbers.new_full((columns.shape[1], columns.shape[2] - k), -1)
+    values = exclusive(columns[..., :k], columns[..., k:], numbers, rivals, False, memory_budget)
+    return values.view(*gains.shape[:-2], k)
+
+
+def _joint_gains(
+    new: Tensor,
+    archive: Tensor,
+    ref_point: Reference,
+    mask: Tensor | None,
+    archive_mask: Tensor | None,
+    maximize: Maximize,
+) -> Tensor:
+    """Gains of k new points, then of n archived ones, which have no gradient: [..., k + n, m]."""
     check_points(new, "new")
     check_points(archive, "archive")
     check_same(new, archive, "new", "archive")
@@ -223,9 +267,4 @@ def hypervolume_improvement(
     valid = torch.cat(
         [validity(new, mask), validity(archive.detach(), archive_mask, "archive_mask")], -1
     )
-    joint = torch.cat([new, archive.detach()], -2)
-    gains = _gains(joint, reference, valid, maximize)
-    values: Tensor = Improvement.apply(  # type: ignore[no-untyped-call]
-        flat(gains), new.shape[-2], memory_budget
-    )
-    return values.view(gains.shape[:-2])
+    return _gains(torch.cat([new, archive.detach()], -2), reference, valid, maximize)

@@ -10,6 +10,7 @@ from gflow.pareto import (
     hypervolume,
     hypervolume_contributions,
     hypervolume_improvement,
+    hypervolume_improvement_alone,
     non_dominated,
 )
 
@@ -234,6 +235,30 @@ def test_improvement_is_the_difference(m):
     wanted = finite_differences(difference, new)
     torch.testing.assert_close(leaf.grad, wanted, rtol=1e-6, atol=1e-7)
     assert torch.equal(hypervolume(both, origin, both_mask).isnan(), torch.zeros(2).bool())
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ["random", "concave"])
+def test_improvement_of_each_point_alone(m, kind):
+    new, archive = front(kind, 8, m, seed=9).view(2, 4, m), front(kind, 12, m, seed=10)
+    new[0, 3] = archive[1]  # adds nothing
+    archive = archive.view(2, 6, m)
+    mask, archive_mask = torch.ones(2, 4).bool(), torch.ones(2, 6).bool()
+    mask[1, 2], archive_mask[1, 0] = False, False
+    origin = [0.05] * m
+    found = hypervolume_improvement_alone(new, archive, origin, mask, archive_mask)
+    for i in range(4):
+        one = slice(i, i + 1)
+        wanted = hypervolume_improvement(new[:, one], archive, origin, mask[:, one], archive_mask)
+        torch.testing.assert_close(found[:, i], wanted, rtol=1e-12, atol=1e-15)
+    assert found[0, 3] == found[1, 2] == 0 and (m == 1 or bool((found > 0).any()))
+    costs = hypervolume_improvement_alone(
+        -new, -archive, [-0.05] * m, mask, archive_mask, maximize=False
+    )
+    assert torch.equal(costs, found)
+    nobody = new[:, :0]
+    alone = hypervolume_improvement_alone(new, nobody, [0.0] * m)
+    torch.testing.assert_close(alone, new.prod(-1))
 
 
 def test_empty_sets_and_batches():
