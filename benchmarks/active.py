@@ -34,6 +34,7 @@ from torch import Tensor
 from gflow.active import Round, SessionConfig, fit_surrogate
 from gflow.active.features import Features, featurizer
 from gflow.active.proposer import Proposer
+from gflow.active.rounds import active_set
 from gflow.config import PolicySettings
 from gflow.pareto import hypervolume
 from gflow.seeding import generator
@@ -129,7 +130,8 @@ def cell(name: str, method: str, seed: int, rounds: int) -> dict[str, Any]:
             )  # fmt: skip
             value = this.log_improvement
             if method == "gflow":
-                met = {k: v for k, (_, v) in proposer.search(value, number).items()}
+                met = proposer.search(value, number, [objects[i] for i in active_set(rewards)])
+                met = {key: found for key, (_, found) in met.items()}
             else:
                 order = value_order(this, objects)
                 met = local_search(

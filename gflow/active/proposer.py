@@ -12,9 +12,11 @@ from gflow.active.acquisition import tchebycheff_distance
 from gflow.active.settings import SessionConfig
 from gflow.conditions import Conditions, InverseTemperature
 from gflow.estimators import log_z_bounds
-from gflow.mdp import Trajectories
+from gflow.mdp import Environment, Policy, States, Trajectories, concat_states
 from gflow.objectives.catalog import get_method
-from gflow.sampling import Exploration, OnPolicy, rollout
+from gflow.sampling import Exploration, OnPolicy, join, rollout
+from gflow.sampling.local_search import propose
+from gflow.sampling.strategies import Resumable
 from gflow.scalarize import log_reward
 from gflow.seeding import generator
 from gflow.tasks import Task
@@ -54,12 +56,16 @@ class Proposer:
             config.policy, self.conditions.encoding_size, False, False, config.seed
         )
 
-    def search(self, value: Value, number: int) -> dict[str, tuple[Any, Tensor]]:
+    def search(
+        self, value: Value, number: int, starts: Sequence[Any] = ()
+    ) -> dict[str, tuple[Any, Tensor]]:
         """Train on `value`, and return every object met, with its value [A], by key.
 
         Args:
             value: the acquisition function, called once for every distinct object.
             number: the round, which seeds the rollouts.
+            starts: the active set; half of each batch are edits of such objects, as far as the
+                environment can build them.
 
         Raises:
             KeyboardInterrupt: the user stopped the training.
@@ -79,18 +85,21 @@ class Proposer:
             batch.log_reward = log_reward(batch.rewards, batch.condition, scalarized, _LOWEST)
             return batch
 
-        config = self.config
-        sampler = OnPolicy(
-            self.policy,  # type: ignore[arg-type]
+        config, policy = self.config, self.policy
+        known = _reachable(self.task.env, starts)
+        seed = generator(config.seed, "round", number).initial_seed()
+        fresh = OnPolicy(
+            policy,  # type: ignore[arg-type]
             self.conditions,
             score,
-            config.batch_size,
-            generator(config.seed, "round", number).initial_seed(),
+            max(config.batch_size // 2, 1) if known else config.batch_size,
+            seed,
             exploration=Exploration(config.epsilon),
         )
-        trainer = Trainer(self.policy, self.objective, sampler, config.trainer)
+        sampler = WithEdits(fresh, policy, score, known, seed) if known else fresh  # type: ignore[arg-type]
+        trainer = Trainer(policy, self.objective, sampler, config.trainer)
         # The scale of the acquisition changes from round to round.
-        bounds = log_z_bounds(self.policy, sampler())  # type: ignore[arg-type]
+        bounds = log_z_bounds(policy, fresh())  # type: ignore[arg-type]
         nn.init.constant_(self.policy.log_z.bias, float(bounds.elbo))  # type: ignore[union-attr, arg-type]
         trainer.run(config.steps)
         if trainer.stop_requested:
@@ -108,6 +117,58 @@ class Proposer:
             exploration=Exploration(epsilon=1.0),
         )
         return self.task.env.decode(batch.terminal)
+
+
+class WithEdits(Resumable):
+    """Fresh trajectories, and as many to edits of known objects, under the same conditions.
+
+    An edit destroys part of an object by P_B, one transition up to half of the longest, and
+    rebuilds it by P_F; the sampler learns from the whole trajectory. (MOGFN-AL edits the objects
+    of the front by substitutions; this needs no other actions than the environment's.)
+
+    Args:
+        fresh: strategy of the fresh trajectories.
+        policy: destroys and rebuilds.
+        score: sets log-rewards.
+        objects: terminal states to edit, drawn evenly.
+        seed: seeds the edits.
+    """
+
+    saved = ("fresh", "generator")
+
+    def __init__(
+        self,
+        fresh: OnPolicy,
+        policy: Policy,
+        score: Callable[[Trajectories], Trajectories],
+        objects: States,
+        seed: int,
+    ):
+        self.fresh, self.policy, self.score, self.objects = fresh, policy, score, objects
+        self.generator = generator(seed, "edits")
+
+    @torch.no_grad()
+    def __call__(self) -> Trajectories:
+        """Both, as one batch."""
+        batch = self.fresh()
+        row = torch.randint(self.objects.n, (batch.n,), generator=self.generator)
+        most = max(self.policy.env.max_steps // 2, 1)
+        steps = int(torch.randint(1, most + 1, (), generator=self.generator))
+        objects = self.objects.rows(row)
+        edited = propose(self.policy, objects, batch.condition, steps, self.generator).new
+        edited.group = batch.group
+        return join([batch, self.score(edited)])
+
+
+def _reachable(env: Environment, objects: Sequence[Any]) -> States | None:
+    """Terminal states of the objects that the environment can build, None where there are none."""
+    rows = []
+    for item in objects:
+        try:
+            rows.append(env.encode([item]))
+        except ValueError:
+            continue
+    return concat_states(rows) if rows else None
 
 
 _LOWEST = -100.0

@@ -18,6 +18,7 @@ from gflow.active.acquisition import (
 from gflow.active.computed import WithComputed
 from gflow.active.ensemble import DeepEnsemble
 from gflow.active.surrogates import GaussianProcess, Surrogate
+from gflow.pareto import non_dominated_rank
 
 Search = Callable[[Callable[[Sequence[Any]], Tensor]], dict[str, tuple[Any, Tensor]]]
 
@@ -29,6 +30,8 @@ BATCH_DRAWS = 32
 """Joint draws by which a batch is chosen."""
 EXCLUDED = 2 * LOG_FLOOR
 """log-improvement of what cannot be proposed, below that of what promises nothing."""
+ACTIVE = 16
+"""Objects to edit at least (Multi-Objective GFlowNets, 2022, arXiv 2210.12765)."""
 POOL = 6
 """A batch is chosen from so many times its size, the best objects that the sampler met."""
 
@@ -56,6 +59,17 @@ def fit_surrogate(
     else:
         fitted = GaussianProcess(seen, measured, multitask=kind == "multitask")
     return WithComputed(fitted, n_computed) if n_computed else fitted
+
+
+def active_set(rewards: Tensor) -> list[int]:
+    """Places of the objects to edit: the front, topped up to 16 by the next ranks.
+
+    Args:
+        rewards: [n, K].
+    """
+    rank = non_dominated_rank(rewards)
+    n = max(int((rank == rank.amin()).sum()), ACTIVE)
+    return rank.argsort(stable=True)[:n].tolist()
 
 
 class Round:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gflow.active.features import Features, featurizer
 from gflow.active.files import Results, parser, read_results, write_plate
 from gflow.active.proposer import Proposer
-from gflow.active.rounds import Round, fit_surrogate
+from gflow.active.rounds import Round, active_set, fit_surrogate
 from gflow.active.settings import SessionConfig, SessionError
 from gflow.config import ConfigError, load_settings, one_sentence, save_settings
 from gflow.mdp import Reward, States
@@ -348,7 +348,8 @@ class Session:
             generator(seed, "acquisition", number),
         )  # fmt: skip
         value = this.upper_bounds if proposer.vector else this.log_improvement
-        met = proposer.search(value, number)
+        starts = [measured[place].object for place in active_set(rewards)]
+        met = proposer.search(value, number, starts)
         objects = [item for item, _ in met.values()]
         if proposer.vector:
             values = this.log_improvement(objects).squeeze(1)

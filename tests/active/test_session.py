@@ -104,8 +104,8 @@ def test_an_interrupted_ask_loses_nothing(tmp_path, monkeypatch):
             if name == "cut":
                 search = Proposer.search
 
-                def stopped(self, value, number, search=search):
-                    search(self, value, number)
+                def stopped(self, *arguments, search=search):
+                    search(self, *arguments)
                     raise KeyboardInterrupt
 
                 monkeypatch.setattr(Proposer, "search", stopped)
@@ -200,10 +200,10 @@ def test_two_processes_do_not_propose_the_same_round(tmp_path, monkeypatch):
         measured(one, one.ask(6))
         search = Proposer.search
 
-        def slow(self, value, number):
+        def slow(self, *arguments):
             monkeypatch.undo()
             other.ask(6)
-            return search(self, value, number)
+            return search(self, *arguments)
 
         monkeypatch.setattr(Proposer, "search", slow)
         with pytest.raises(SessionError, match="another process proposed round 2 meanwhile"):
