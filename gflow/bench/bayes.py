@@ -175,7 +175,7 @@ def _by_hypervolume(
     from botorch.sampling import SobolQMCNormalSampler
 
     value = qLogNoisyExpectedHypervolumeImprovement(
-        model, reference, x, prune_baseline=True, cache_root=False,
+        model, reference, x, prune_baseline=True, cache_root=True,
         sampler=SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=seed),
     )  # fmt: skip
     return _greedy(lambda pending: _pending(value, pending), features, batch, together)
@@ -195,7 +195,7 @@ def _by_scalarization(
         scalarize = get_chebyshev_scalarization(weights / weights.sum(), y)
         return qLogNoisyExpectedImprovement(
             model, x, objective=GenericMCObjective(lambda values, X=None: scalarize(values)),
-            X_pending=pending, prune_baseline=True, cache_root=False,
+            X_pending=pending, prune_baseline=True, cache_root=True,
             sampler=SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=seed),
         )  # fmt: skip
 
