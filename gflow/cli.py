@@ -100,9 +100,10 @@ def sample(
     """
     import torch
 
+    from gflow.candidates import Candidate
     from gflow.draw import draw, load_sampler, parse_preference
     from gflow.export import export, writer_of
-    from gflow.store import Candidate, CandidateStore
+    from gflow.store import CandidateStore
 
     place = Path(folder)
     writer_of(Path(output))

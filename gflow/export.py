@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gflow.candidates import Candidate, as_text
 from gflow.mdp import Reward
-from gflow.store import Candidate, CandidateStore, StoreError, as_text
+from gflow.store import CandidateStore, StoreError
 
 Row = dict[str, Any]
 Writer = Callable[[Path, list[Row], list[str]], None]

@@ -11,19 +11,15 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from gflow.candidates import COLUMNS, Candidate, as_text, candidate_of, read_numbers, stack_rewards
 from gflow.mdp import Reward
 
-_COLUMNS = (
-    "key, object, is_text, rewards, reason, oracle_call, preference, inverse_temperature, "
-    "log_reward, log_pf, source, step, first_seen, last_seen, count"
-)
 _FLOATS = ("inverse_temperature", "log_reward", "log_pf")
 _APPLICATION = 0x67666C77  # "gflw", in the file's header
 _SCHEMA = 1
@@ -73,43 +69,6 @@ INSERT INTO candidates VALUES (
 
 class StoreError(RuntimeError):
     """A candidate store that cannot be opened or does not fit; the file is left as it was."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One unique object and what is known about it.
-
-    Attributes:
-        key: canonical key.
-        object: the user's object; sequences come back as tuples.
-        rewards: K rewards (maximised), None when it failed or was never scored.
-        reason: why the oracle failed on it, else None.
-        oracle_call: running number, from 1, of the oracle call that scored it.
-        preference: K weights it was first sampled for.
-        inverse_temperature: inverse temperature it was first sampled at.
-        log_reward: log R(x given c) under that condition.
-        log_pf: log-probability of the trajectory that first reached it.
-        source: where it came from: "policy", "random", "imported", ...
-        step: training step at which it was first seen.
-        first_seen: seconds since 1970.
-        last_seen: seconds since 1970.
-        count: how often it was met.
-    """
-
-    key: str
-    object: Any
-    rewards: tuple[float, ...] | None
-    reason: str | None
-    oracle_call: int | None
-    preference: tuple[float, ...] | None
-    inverse_temperature: float | None
-    log_reward: float | None
-    log_pf: float | None
-    source: str
-    step: int
-    first_seen: float
-    last_seen: float
-    count: int
 
 
 class CandidateStore:
@@ -278,7 +237,7 @@ class CandidateStore:
             " AND (rewards IS NOT NULL OR oracle_call > ?)",
             (json.dumps(list(keys)), self.oracle_version, self._session_start),
         )
-        return {key: _rewards(text) or reason for key, text, reason in rows}
+        return {key: read_numbers(text) or reason for key, text, reason in rows}
 
     def candidates(
         self, where: str = "", values: Sequence[Any] = (), *, limit: int | None = None
@@ -295,11 +254,11 @@ class CandidateStore:
         if not where:
             where, values = "rewards IS NOT NULL AND oracle_version = ?", (self.oracle_version,)
         rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM candidates WHERE {where}"
+            f"SELECT {COLUMNS} FROM candidates WHERE {where}"
             " ORDER BY oracle_call IS NULL, oracle_call, rowid LIMIT ?",
             (*values, -1 if limit is None else limit),
         )
-        return [_candidate(row) for row in rows]
+        return [candidate_of(row) for row in rows]
 
     def rewards_tensor(self) -> Tensor:
         """[n, K] float64, the rewards of `candidates()`."""
@@ -381,45 +340,9 @@ class CandidateStore:
         ]
 
 
-def stack_rewards(candidates: Sequence[Candidate], n_rewards: int) -> Tensor:
-    """[n, K] float64, NaN in the rows of candidates without rewards."""
-    missing = (float("nan"),) * n_rewards
-    rows = [candidate.rewards or missing for candidate in candidates]
-    return torch.tensor(rows, dtype=torch.float64).view(len(rows), n_rewards)
-
-
-def _candidate(row: tuple[Any, ...]) -> Candidate:
-    key, text, is_text, rewards, reason, call, preference, *rest = row
-    item = text if is_text else _as_tuples(json.loads(text))
-    return Candidate(key, item, _rewards(rewards), reason, call, _rewards(preference), *rest)
-
-
-def _rewards(text: str | None) -> tuple[float, ...] | None:
-    return None if text is None else tuple(json.loads(text))
-
-
 def _column(n: int, values: Tensor | None) -> list[Any]:
     if values is None:
         return [None] * n
     if values.shape[0] != n:
         raise ValueError(f"expected {n} rows, got {values.shape[0]}")
     return values.detach().tolist()  # type: ignore[no-any-return]
-
-
-def as_text(item: Any) -> str:
-    """A string as it is, anything else as JSON.
-
-    Raises:
-        TypeError: JSON cannot hold it.
-    """
-    return item if isinstance(item, str) else json.dumps(item, default=_as_list)
-
-
-def _as_list(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"a {type(value).__name__} cannot be stored: JSON does not know it")
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gflow.candidates import Candidate, as_text
 from gflow.mdp import Environment, Reward
 from gflow.measurements import Endpoint, read_measurements
-from gflow.store import Candidate, CandidateStore, StoreError, as_text
+from gflow.store import CandidateStore, StoreError
 from gflow.training.checkpoint import write_atomically
 
 

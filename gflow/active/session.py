@@ -16,12 +16,13 @@ from gflow.active.files import Results, parser, read_results, write_plate
 from gflow.active.proposer import Proposer
 from gflow.active.rounds import Round, active_set, fit_surrogate
 from gflow.active.settings import SessionConfig, SessionError
+from gflow.candidates import Candidate, stack_rewards
 from gflow.config import ConfigError, load_settings, one_sentence, save_settings
 from gflow.mdp import Reward, States
 from gflow.oracles import OracleRunner
 from gflow.pareto import hypervolume
 from gflow.seeding import generator
-from gflow.store import Candidate, CandidateStore, stack_rewards
+from gflow.store import CandidateStore
 from gflow.tasks import Task, make_task
 from gflow.training import load_checkpoint, save_checkpoint
 from gflow.training.checkpoint import list_checkpoints, write_atomically

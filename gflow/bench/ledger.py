@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gflow.candidates import as_text
 from gflow.config import ConfigError
 from gflow.mdp import States
 from gflow.oracles import OracleRunner
-from gflow.store import as_text
 from gflow.tasks import Task
 from gflow.training.checkpoint import write_atomically
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from gflow.candidates import Candidate, as_text, stack_rewards
 from gflow.pareto import non_dominated
 from gflow.report import molecules, pictures
 from gflow.report.markdown import to_html
 from gflow.report.points import bound_facts, plane
 from gflow.report.progress import Scale, at_equal_calls, hypervolume_curves, training_curves
 from gflow.report.run import Run, Sample
-from gflow.store import Candidate, as_text, stack_rewards
 
 MAX_DRAWINGS = 500
 MAX_POINTS = 4000

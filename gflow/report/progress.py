@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gflow.candidates import Candidate, stack_rewards
 from gflow.mdp import Reward
 from gflow.pareto import hypervolume, non_dominated
 from gflow.pareto.hypervolume import Method
 from gflow.report.run import Run
-from gflow.store import Candidate, stack_rewards
 
 _CHECKPOINTS = 30
 _CURVE_POINTS = 400

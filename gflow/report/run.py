@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gflow.candidates import Candidate, as_text, stack_rewards
 from gflow.mdp import Reward
 from gflow.pareto import non_dominated
-from gflow.store import Candidate, CandidateStore, StoreError, as_text, stack_rewards
+from gflow.store import CandidateStore, StoreError
 
 
 class ReportError(RuntimeError):
