@@ -120,12 +120,6 @@ class Advantage:
             paid = torch.where(mask, penalty, 0.0).sum(1, keepdim=True).to(rewards.dtype)
             rewards = torch.cat([rewards, -paid], 1)
             weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
-        group = torch.arange(batch.n, device=mask.device) if batch.group is None else batch.group
-        if memory is None and self.labels is None and int(Groups.of(group).sizes.max()) < 2:
-            raise ValueError(
-                f"a group of one has nothing to be compared with: the baseline {self.baseline!r} "
-                "needs at least two trajectories for each condition"
-            )
         lengths, mine = gather(mask.sum(1))
         rewards, weights = gather(rewards)[0], gather(weights)[0]
         if self.labels is not None:
@@ -133,8 +127,14 @@ class Advantage:
             found = torch.where(total > self.labels, 1.0, -1.0).to(total.dtype)
             found = found.masked_fill(total.isnan(), 0.0)
         elif memory is None:
+            groups = _across(batch)
+            if int(groups.sizes.max()) < 2:
+                raise ValueError(
+                    "a group of one has nothing to be compared with: the baseline "
+                    f"{self.baseline!r} needs at least two trajectories for each condition"
+                )
             found = advantages.advantage(
-                rewards, _across(group), lengths, combine=self.combine, baseline=self.baseline,
+                rewards, groups, lengths, combine=self.combine, baseline=self.baseline,
                 scale=self.scale, whitening=self.whitening, weights=weights, eps=self.eps,
                 ddof=self.ddof, min_std=self.min_std,
             )  # fmt: skip
@@ -288,9 +288,14 @@ def _changes(policy: Policy, memory: Memory) -> Tensor:
     return change.index_copy(0, number, gather(mean)[0].to(change.dtype))
 
 
-def _across(group: Tensor) -> Tensor:
-    """Numbers of the groups of all processes: whole groups live in one process."""
+def _across(batch: Trajectories) -> Groups:
+    """The groups of all processes: whole groups live in one process."""
+    valid = batch.valid
+    group = torch.arange(batch.n, device=valid.device) if batch.group is None else batch.group
     local = Groups.of(group)
-    sizes = torch.tensor([[len(local.sizes), len(group)]], device=group.device)
+    member, _ = gather(local.member)
+    if member is local.member:
+        return local
+    sizes = torch.tensor([[len(local.sizes), batch.n]], device=valid.device)
     n_groups, n_rows = gather(sizes)[0].unbind(1)
-    return gather(local.member)[0] + (n_groups.cumsum(0) - n_groups).repeat_interleave(n_rows)
+    return Groups.of(member + (n_groups.cumsum(0) - n_groups).repeat_interleave(n_rows))

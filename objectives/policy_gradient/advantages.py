@@ -88,16 +88,17 @@ def moments(values: Tensor, groups: Groups, ddof: int = 1) -> tuple[Moments, Ten
     known = known_values(values)
     if known is None:
         count, filled = groups.sizes.to(values.dtype), values
-        count = count.view(-1, *[1] * (values.ndim - 1))
+        count = terms = count.view(-1, *[1] * (values.ndim - 1))
     else:
         count, filled = groups.sum(known), values.nan_to_num(nan=0.0)
-    mean = groups.sum(filled) / count.clamp(min=1)
+        terms = count.clamp(min=1)
+    mean = groups.sum(filled) / terms
     deviation = groups.spread(mean)
     torch.sub(filled, deviation, out=deviation)
     if known is not None:
         deviation *= known
     # The sum of the deviations is what rounding left of the mean: equal values have no spread.
-    left = groups.sum(deviation).square() / count.clamp(min=1)
+    left = groups.sum(deviation).square() / terms
     square = (groups.sum(deviation.square()) - left).clamp(min=0)
     std = (square / (count - ddof).clamp(min=1)).sqrt()
     some = (count > ddof) & (std > 8 * torch.finfo(values.dtype).eps * mean.abs())
@@ -128,13 +129,14 @@ def group_relative(
     if baseline == "none" and scale == "none":
         return values.nan_to_num(nan=0.0)
     found, deviation = moments(values, groups, ddof)
-    factor = torch.ones_like(found.mean)
     if scale == "group_std":
         factor = _inverse(found.std, eps, min_std)
     elif scale == "batch_std":
         everyone = Groups.of(torch.zeros_like(groups.member))
         whole, _ = moments(values, everyone, ddof)
         factor = _inverse(whole.std, eps, min_std).expand_as(found.mean)
+    else:
+        factor = torch.ones_like(found.mean)
     if baseline == "none":
         return values.nan_to_num(nan=0.0) * groups.spread(factor)
     if baseline == "leave_one_out":
@@ -176,7 +178,7 @@ def whiten(
 
 def advantage(
     rewards: Tensor,
-    group: Tensor,
+    group: Tensor | Groups,
     lengths: Tensor,
     *,
     combine: str = "sum_then_norm",
@@ -193,7 +195,7 @@ def advantage(
 
     Args:
         rewards: [N, K], NaN where a reward is not known.
-        group: [N] int64, any numbers; trajectories of one group are compared with each other.
+        group: [N] int64, any numbers, or `Groups`; the trajectories of one are compared.
         lengths: [N], steps of each trajectory, which token statistics weigh by.
         combine: "sum_then_norm", the weighted sum is one reward; or "norm_then_sum", every reward
             gets an advantage of its own and those are summed (GDPO, 2026, arXiv 2601.05242).

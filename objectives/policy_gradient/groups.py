@@ -24,13 +24,18 @@ class Groups(NamedTuple):
     sizes: Tensor
 
     @staticmethod
-    def of(number: Tensor) -> Groups:
-        """The groups of rows that share a `number` [N], any integers."""
-        ordered, order = number.sort(stable=True)
-        run: Tensor
-        sizes: Tensor
-        _, run, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
-        member = torch.empty_like(order).index_copy_(0, order, run)
+    def of(number: Tensor | Groups) -> Groups:
+        """The groups of rows that share a `number` [N], any integers; groups are as they are."""
+        if isinstance(number, Groups):
+            return number
+        numbers, run, sizes = _runs(number)
+        if bool((numbers[1:] > numbers[:-1]).all()):
+            # Most batches are in order: nothing to sort.
+            order, member = torch.arange(len(number), device=number.device), run
+        else:
+            ordered, order = number.sort(stable=True)
+            _, run, sizes = _runs(ordered)
+            member = torch.empty_like(order).scatter_(0, order, run)
         return Groups(member, order, sizes.cumsum(0) - sizes, sizes)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -43,3 +48,11 @@ class Groups(NamedTuple):
     def spread(self, values: Tensor) -> Tensor:
         """What each row's group has, [N, ...] from [n, ...]."""
         return values.index_select(0, self.member)
+
+
+def _runs(number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of unbroken runs, the run that each row is in, and the runs' lengths."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.unique_consecutive(
+        number, return_inverse=True, return_counts=True
+    )
+    return found

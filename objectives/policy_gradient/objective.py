@@ -229,13 +229,15 @@ class PolicyGradient:
         assert batch.advantage is not None
         advantage = batch.advantage.to(log_p.dtype)
         old = log_p.detach() if batch.log_pf_old is None else batch.log_pf_old
-        ratio = RATIOS[self.ratio](log_p, old, mask)
+        ratio, share = RATIOS[self.ratio](log_p, old, mask), share_of(mask)
         metrics: dict[str, Tensor] = {}
         weight: Tensor | int
         if self.surrogate == "score_diff":
             value, weight = self._scores(log_p, ratio, advantage, mask, batch)
         else:
-            value, weight = self._surrogate(log_p, old, ratio, advantage, mask, longest, metrics)
+            value, weight, metrics = self._surrogate(
+                log_p, old, ratio, advantage, mask, share, longest
+            )
         value = -value
         if self.kl in KL_ESTIMATES:
             assert batch.log_pf_ref is not None
@@ -246,7 +248,7 @@ class PolicyGradient:
             weights = self._weights(counted, log_p.dtype, longest)
             penalty = aggregate(KL_ESTIMATES[self.kl](x), weights)
             value = value + self.kl_weight * penalty
-            metrics["kl"] = mean_over(KL_ESTIMATES["k3"](x.detach()), counted)
+            metrics["kl"] = (KL_ESTIMATES["k3"](x.detach()) * share_of(counted)).sum()
         if self.kl == "constraint":
             each = k1(log_ratio(old, log_p, mask))
             divergence = self._mean(each, mask, weight)
@@ -257,7 +259,7 @@ class PolicyGradient:
         if found.entropy is not None:
             entropy = self._mean(found.entropy, mask, weight)
             value = value - self.entropy_weight * entropy
-            metrics["entropy"] = mean_over(found.entropy.detach(), mask)
+            metrics["entropy"] = (found.entropy.detach() * share).sum()
         if self.advantage.baseline == "value":
             assert found.log_flow is not None and batch.value_target is not None
             assert batch.value_old is not None
@@ -265,12 +267,12 @@ class PolicyGradient:
                 found.log_flow, batch.value_old, batch.value_target, self.value_clip
             )
             value = value + self.value_weight * self._mean(errors, mask, weight)
-            metrics["value_loss"] = mean_over(errors.detach(), mask)
+            metrics["value_loss"] = (errors.detach() * share).sum()
         if batch.log_pf_old is not None:
-            each = RATIOS["token"](log_p.detach(), old, mask)
-            metrics["ratio"] = mean_over(each, mask)
-        still = torch.where(mask, advantage, 0.0).abs().amax(1) == 0
-        metrics["zero_advantage"] = still.to(log_p.dtype).mean()
+            each = ratio if self.ratio == "token" else RATIOS["token"](log_p, old, mask)
+            metrics["ratio"] = (each.detach() * share).sum()
+        taught = (mask & (advantage != 0)).any(1)
+        metrics["zero_advantage"] = 1 - taught.to(log_p.dtype).mean()
         return Loss(value, metrics, weight)
 
     def _weights(self, mask: Tensor, dtype: torch.dtype, longest: int) -> Tensor:
@@ -286,9 +288,9 @@ class PolicyGradient:
 
     def _surrogate(
         self, log_p: Tensor, old: Tensor, ratio: Tensor, advantage: Tensor, mask: Tensor,
-        longest: int, metrics: dict[str, Tensor],
-    ) -> tuple[Tensor, Tensor | int]:  # fmt: skip
-        """The aggregated surrogate, and what parallel processes weigh it by."""
+        share: Tensor, longest: int,
+    ) -> tuple[Tensor, Tensor | int, dict[str, Tensor]]:  # fmt: skip
+        """The aggregated surrogate, what parallel processes weigh it by, and what was clipped."""
         if ratio.shape[1] == 1 < mask.shape[1]:
             # One ratio for a whole trajectory, whose advantage is the same at every step.
             length = mask.sum(1, keepdim=True).clamp(min=1)
@@ -296,6 +298,7 @@ class PolicyGradient:
             if self.ratio == "elbo":
                 advantage = advantage / length
             mask = mask.any(1, keepdim=True)
+            share = share_of(mask)
         low: surrogates.Bound = 0.0
         high: surrogates.Bound = torch.inf
         if self.surrogate == "reinforce":
@@ -314,12 +317,13 @@ class PolicyGradient:
             if self.surrogate == "dyn_clip":
                 low, high = surrogates.dynamic_bounds(torch.where(mask, old, 0.0), low, high)
             each = surrogates.ppo_clip(ratio, advantage, low, high, self.dual_clip)
+        clipped: dict[str, Tensor] = {}
         if self.surrogate != "reinforce":
-            metrics["clip_low"] = mean_over((ratio.detach() < low).to(ratio.dtype), mask)
-            metrics["clip_high"] = mean_over((ratio.detach() > high).to(ratio.dtype), mask)
+            clipped["clip_low"] = ((ratio < low) * share).sum()
+            clipped["clip_high"] = ((ratio > high) * share).sum()
         value = aggregate(each, self._weights(mask, log_p.dtype, longest))
         by_steps = self.aggregation == "token_mean"
-        return value, mask.sum() if by_steps else len(mask)
+        return value, mask.sum() if by_steps else len(mask), clipped
 
     def _scores(
         self, log_p: Tensor, ratio: Tensor, label: Tensor, mask: Tensor, batch: Trajectories
@@ -333,6 +337,6 @@ class PolicyGradient:
         return surrogates.score_difference(score, sign, groups, self.score_temperature)
 
 
-def mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of [B, T] over the steps in `mask`."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+def share_of(mask: Tensor) -> Tensor:
+    """What each step in `mask` [B, T] weighs in a mean over all of them."""
+    return mask / mask.sum().clamp(min=1)

@@ -26,12 +26,11 @@ def ppo_clip(
     With `dual` above 0 it is at least `dual` times A where A < 0 (dual clip, 2019,
     arXiv 1912.09729).
     """
-    low, high = torch.as_tensor(low, dtype=ratio.dtype), torch.as_tensor(high, dtype=ratio.dtype)
-    clipped = ratio.maximum(low.to(ratio.device)).minimum(high.to(ratio.device))
-    surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-    if dual:
-        surrogate = torch.where(advantage < 0, surrogate.maximum(dual * advantage), surrogate)
-    return surrogate
+    # Where A > 0 only the upper bound matters, elsewhere only the lower one and the dual clip.
+    good = advantage > 0
+    lower = torch.where(good, ratio.new_zeros(()), low)
+    upper = torch.where(good, high, ratio.new_tensor(dual or torch.inf))
+    return ratio.clamp(lower, upper) * advantage
 
 
 def dynamic_bounds(

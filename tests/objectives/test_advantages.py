@@ -338,3 +338,16 @@ def test_no_gradient_reaches_the_rewards():
     _, group, lengths = random_case()
     with torch.no_grad():
         assert not advantage(rewards, group, lengths).requires_grad
+
+
+@pytest.mark.parametrize("number", [[2, 2, 5, 5, 5], [5, 5, 2, 2], [1, 1, 2, 1], [7], []])
+def test_groups_whatever_their_order(number):
+    group = torch.tensor(number, dtype=torch.int64)
+    groups = Groups.of(group)
+    assert Groups.of(groups) is groups
+    names = group.unique()
+    assert (groups.spread(names) == group).all()
+    assert groups.sizes.tolist() == [number.count(g) for g in names]
+    values = torch.arange(len(number), dtype=F64)
+    assert groups.sum(values).tolist() == [values[group == g].sum() for g in names]
+    assert (group[groups.order[groups.starts]] == names).all()
