@@ -198,10 +198,30 @@ EXPERIMENTS = {
 }
 
 
-def run(seeds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
+CLAIMS = [
+    ("GDPO learns the rarer reward sooner than GRPO", "two rewards", "format 50", "gdpo", "grpo"),
+    ("SPO is more accurate than GRPO", "bandits", "accuracy 100", "spo", "grpo"),
+    ("SPO is more accurate on hard questions", "bandits", "hardest quarter 100", "spo", "grpo"),
+    ("DCPO leaves fewer answers without advantage", "bandits", "without advantage",
+     "grpo", "dcpo"),
+    ("DCPO is more accurate than GRPO", "bandits", "accuracy 200", "dcpo", "grpo"),
+    ("SPO gains from prioritised questions", "bandits", "accuracy 100", "spo", "spo, even"),
+    ("GRPO without standard deviations is worse", "two rewards", "format 50",
+     "grpo", "grpo without std"),
+    ("Clipped weights learn faster than PPO from reused batches", "reuse", "success 2",
+     "dispo", "ppo"),
+    ("DISPO's high bound keeps entropy up", "reuse", "entropy 20",
+     "dispo", "dispo, no exploration"),
+]  # fmt: skip
+"""Text, experiment, figure, and the methods for which it should be larger and smaller."""
+
+Results = dict[str, dict[str, dict[str, list[float]]]]
+
+
+def run(experiments: dict[str, tuple], seeds: int) -> Results:
     """Every experiment's figures by method and name, one number for each seed."""
-    results: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for name, (experiment, methods) in EXPERIMENTS.items():
+    results: Results = {}
+    for name, (experiment, methods) in experiments.items():
         results[name] = {}
         for method in methods:
             rows = [experiment(method, seed) for seed in range(seeds)]
@@ -209,30 +229,23 @@ def run(seeds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
     return results
 
 
-def claims(results: dict[str, dict[str, dict[str, list[float]]]]) -> list[tuple[str, int, int]]:
-    """Each claim, the seeds it holds on, and how many there are."""
-    pairs = [
-        ("GDPO learns the rarer reward sooner than GRPO", "two rewards", "format 50",
-         "gdpo", "grpo"),
-        ("SPO is more accurate than GRPO", "bandits", "accuracy 100", "spo", "grpo"),
-        ("SPO is more accurate on hard questions", "bandits", "hardest quarter 100",
-         "spo", "grpo"),
-        ("DCPO leaves fewer answers without advantage", "bandits", "without advantage",
-         "grpo", "dcpo"),
-        ("DCPO is more accurate than GRPO", "bandits", "accuracy 200", "dcpo", "grpo"),
-        ("SPO gains from prioritised questions", "bandits", "accuracy 100", "spo", "spo, even"),
-        ("GRPO without standard deviations is worse", "two rewards", "format 50",
-         "grpo", "grpo without std"),
-        ("Clipped weights learn faster than PPO from reused batches", "reuse", "success 2",
-         "dispo", "ppo"),
-        ("DISPO's high bound keeps entropy up", "reuse", "entropy 20",
-         "dispo", "dispo, no exploration"),
-    ]  # fmt: skip
+def report(results: Results, claims: list[tuple[str, ...]], path: Path) -> None:
+    """Write the results, and print them and on how many seeds each claim holds."""
     held = []
-    for text, name, figure, better, worse in pairs:
-        one, other = results[name][better][figure], results[name][worse][figure]
-        held.append((text, sum(a > b for a, b in zip(one, other, strict=True)), len(one)))
-    return held
+    for text, name, figure, better, worse in claims:
+        pairs = zip(results[name][better][figure], results[name][worse][figure], strict=True)
+        above = [a > b for a, b in pairs]
+        held.append((text, sum(above), len(above)))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"results": results, "claims": held}, indent=1) + "\n")
+    for name, methods in results.items():
+        figures = list(next(iter(methods.values())))
+        print(f"\n{name}: " + ", ".join(figures))
+        for method, values in methods.items():
+            print(f"  {method}: " + ", ".join(f"{statistics.mean(values[f]):.3f}" for f in figures))
+    print()
+    for text, count, total in held:
+        print(f"{text}: {count} of {total} seeds")
 
 
 def speed() -> None:
@@ -264,18 +277,7 @@ def main() -> None:
     if chosen.speed:
         speed()
         return
-    results = run(chosen.seeds)
-    held = claims(results)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"results": results, "claims": held}, indent=1) + "\n")
-    for name, methods in results.items():
-        figures = list(next(iter(methods.values())))
-        print(f"\n{name}: " + ", ".join(figures))
-        for method, values in methods.items():
-            print(f"  {method}: " + ", ".join(f"{statistics.mean(values[f]):.3f}" for f in figures))
-    print()
-    for text, count, total in held:
-        print(f"{text}: {count} of {total} seeds")
+    report(run(EXPERIMENTS, chosen.seeds), CLAIMS, RESULTS)
 
 
 if __name__ == "__main__":
