@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from gflow.mdp import Condition, Heads, States, shared
 from gflow.policies.common import seeded_weights
 from gflow.policies.log_z import LogZ
 from gflow.policies.networks import time_features
+from gflow.sampling.rollout import Block, behaviour_log_prob, step_block
 
 if TYPE_CHECKING:
     from gflow.envs.denoising import Denoising
@@ -99,6 +101,51 @@ class DenoiserPolicy(nn.Module):
             s = s * (0.5 * self.log_variance_range * spread.tanh()).exp()
         # Not fused: rounded as published schedulers round, to the last bit.
         return AffineGaussian(a * x + b * output, s, self.reduction)
+
+    def step_block(
+        self,
+        states: States,
+        condition: Condition,
+        noise: Tensor,
+        uniform: Tensor | None,
+        epsilon: float,
+        temperature: float,
+        backward: bool,
+        keep_log_p: bool,
+        stop_early: bool,
+    ) -> Block:
+        """`step_block` of rollouts; rows at one and the same step move by plain numbers."""
+        here, env, n = shared(states.step), self.env, states.n
+        by_row = len(here) > 1 or backward or uniform is not None or self.log_variance_range > 0
+        if by_row or here.is_cuda or (first := int(here)) + len(noise) > env.max_steps:
+            return step_block(
+                self, states, condition, noise, uniform, epsilon, temperature, backward,
+                keep_log_p, stop_early,
+            )  # fmt: skip
+        x, *_ = self._inputs(states)
+        noise, spread = noise.to(x.dtype), math.sqrt(temperature)
+        rows = States(noise, here + torch.arange(len(noise)), states.done)
+        *wide, clock = env.coefficients(rows, x.dtype)
+        numbers = torch.stack([value.flatten() for value in wide[:3]], 1).tolist()
+        walked, means = [x], []
+        for i, (a, b, s) in enumerate(numbers):
+            if env.source and first + i == 0:
+                mean = torch.zeros_like(x)
+            else:
+                mean = a * x + b * self.predict(x, clock[i].expand(n), condition.encoding)
+            x = torch.add(mean, noise[i], alpha=s * spread)
+            means.append(mean)
+            walked.append(x)
+        log_p = None
+        if keep_log_p:
+            std = wide[2].repeat_interleave(n, 0)
+            kernel = AffineGaussian(torch.cat(means), std, self.reduction)
+            log_p = behaviour_log_prob(kernel, torch.cat(walked[1:]), epsilon, temperature)
+            log_p = log_p.view(-1, n).T
+        step = here + len(noise)
+        end = States(x, step.expand(n), (step == env.max_steps).expand(n))
+        active = torch.ones(n, len(noise), dtype=torch.bool)
+        return Block(end, torch.stack(walked[:-1], 1), x.new_zeros(*active.shape, 0), active, log_p)
 
     def clean(self, states: States, condition: Condition) -> Tensor:
         """x0_hat, the data that each row's prediction expects, [n, *state_shape].

@@ -203,7 +203,7 @@ class OnPaths(Resumable):
         if heads is not None:
             data = heads[:, kept]
             start = States(data, (start.step[:1] + kept).expand(len(data)), start.done)
-        limit = None if self.compression is None else last + 2 - kept
+        limit = (self.steps + 1 if self.compression is None else last + 2) - kept
         with on_schedule(self.policy, env):
             batch = rollout(
                 self.policy, start, condition, self.rollout_generator,

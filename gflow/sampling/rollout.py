@@ -141,7 +141,8 @@ def rollout(
 
     A forward walk may also start from other states; its record then starts there. A policy that
     knows a better way (a language model keeps a cache) has a method `rollout(start, condition,
-    generator, exploration, keep_log_pf)` of its own, which forward walks call instead.
+    generator, exploration, keep_log_pf)` of its own, which forward walks call instead; one that
+    knows faster steps has a method `step_block`, with the arguments of the function.
 
     Args:
         policy: policy whose environment is walked.
@@ -165,6 +166,8 @@ def rollout(
         return batch
     env, device = policy.env, start.data.device
     eager = block is step_block
+    if eager:
+        block = getattr(type(policy), "step_block", step_block)
     known_length = env.fixed_length and not backward
     limit = env.max_steps if steps is None else min(steps, env.max_steps)
     states, walking, rows, final = start, condition, None, start

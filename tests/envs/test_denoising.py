@@ -18,7 +18,7 @@ from gflow.envs.denoising import (
     flow,
     time_grid,
 )
-from gflow.mdp import concat_trajectories, evaluate, pad_trajectories
+from gflow.mdp import States, concat_trajectories, evaluate, pad_trajectories
 from gflow.objectives.balance import (
     DetailedBalance,
     SubTrajectoryBalance,
@@ -28,7 +28,7 @@ from gflow.objectives.balance import (
 )
 from gflow.policies.denoiser import DenoiserPolicy, GradientGuided, TimeMLP
 from gflow.sampling import Replay
-from gflow.sampling.rollout import Exploration, rollout
+from gflow.sampling.rollout import Exploration, rollout, step_block
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -506,3 +506,26 @@ def test_memory_is_linear_in_the_steps_and_recomputing_spares_it():
     assert held[2] - held[1] == pytest.approx(2 * (held[1] - held[0]), rel=0.05)
     _, less = kept_for_the_gradient(40, 32)
     assert less < 0.1 * held[2]
+
+
+@pytest.mark.parametrize("name", ["brownian", "dds", "flow_sde"])
+@pytest.mark.parametrize("first, temperature", [(0, 1.0), (3, 1.5)])
+def test_rows_in_step_move_as_rows_one_by_one(name, first, temperature):
+    """The fast block of a denoiser is the block of any policy."""
+    env = SCHEDULES[name]((2,))
+    policy = make_policy(env)
+    source = torch.Generator().manual_seed(1)
+    points = torch.randn(5, 2, generator=source, dtype=torch.float64) * float(first > 0)
+    noise = torch.randn(4, 5, 2, generator=source, dtype=torch.float64)
+    start, condition = env.initial(5), Conditions().sample(5, dtype=torch.float64)
+    in_step = States(points, (start.step[:1] + first).expand(5), start.done)
+    apart = States(points, torch.full((5,), first), torch.zeros(5, dtype=torch.bool))
+    options = (condition, noise, None, 0.0, temperature, False, True, False)
+    ours = policy.step_block(in_step, *options)
+    for theirs in (step_block(policy, in_step, *options), policy.step_block(apart, *options)):
+        for one, other in zip(
+            (*ours.states, *ours[1:]), (*theirs.states, *theirs[1:]), strict=True
+        ):
+            assert one.shape == other.shape
+            assert torch.allclose(one.double(), other.double(), rtol=1e-12, atol=1e-12)
+    assert ours.log_p.std() > 0 and (ours.states.step == first + 4).all()
