@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gflow.bench.ledger import Log, read_lines, read_log
 from gflow.bench.measure import Reference, best_known_reference, exact_reference, measure
@@ -65,11 +67,17 @@ def bootstrap_interval(
         return (math.nan, math.nan, math.nan)
     if not bool(numbers.isfinite().all()):
         return (float(numbers.mean()), float(numbers.amin()), float(numbers.amax()))
-    drawn = torch.randint(n, (RESAMPLES, n), generator=generator(seed, "bootstrap", n))
-    means = numbers[drawn].mean(1)
+    means = _shares(n, seed) @ numbers
     tail = (1 - share) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return (float(numbers.mean()), low, high)
+
+
+@cache
+def _shares(n: int, seed: int) -> Tensor:
+    """Of each of `n` values in the mean of each resample, [RESAMPLES, n]."""
+    drawn = torch.randint(n, (RESAMPLES, n), generator=generator(seed, "bootstrap", n))
+    return torch.nn.functional.one_hot(drawn, n).double().mean(1)
 
 
 def collect(folder: Path, plan: Plan) -> Results:
