@@ -81,7 +81,8 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     done = column >= lengths[row]
     if batch.complete is not None:
         done &= batch.complete[row]
-    states = States(batch.states[row, column], column, done)
+    full = not at_ends and len(row) == valid.numel()
+    states = States(_at(batch.states, row, column, full), column, done)
     construction = torch.nn.functional.pad(valid[:, 1:], (0, 1)) if env.has_stop else valid
 
     asked = {"log_pf"} | (needs & {"log_flow", "energy"})
@@ -91,12 +92,14 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     assert heads.forward is not None
     # Of a terminal state any action will do: what it leaves is not a transition.
     taken = column.clamp(max=valid.shape[1] - 1) if at_ends else column
-    actions = batch.states[row, taken + 1] if env.continuous else batch.actions[row, taken]
+    ahead = batch.states[:, 1:] if env.continuous else batch.actions
+    actions = _at(ahead, row, taken, full)
 
     def leaving(values: Tensor) -> Tensor:
         """Values of the visited rows, at the transitions that leave them: [B, T]."""
-        spread = _spread(values, visited)[:, :-1]
-        return torch.where(valid, spread, 0.0) if at_ends else spread
+        if not at_ends:
+            return _spread(values, valid)
+        return torch.where(valid, _spread(values, visited)[:, :-1], 0.0)
 
     def entering(values: Tensor) -> Tensor:
         """Values of the visited rows, at the transitions that enter them: [B, T]."""
@@ -228,19 +231,32 @@ def stop_action(env: Environment, device: torch.device | str = "cpu") -> Tensor:
     return env.forward_action(finished, env.backward_mask(finished).int().argmax(-1))
 
 
+def _at(values: Tensor, row: Tensor, column: Tensor, full: bool) -> Tensor:
+    """values[row, column], [N, ...]; `full` says that these are all, in their order."""
+    if full:
+        columns = len(row) // len(values)
+        return values[:, :columns].flatten(0, 1)
+    return values[row, column]
+
+
 def _spread(values: Tensor, places: Tensor) -> Tensor:
     """Values [N] at the N True entries of `places` in their order; everything else exactly 0."""
+    if values.numel() == places.numel():
+        return values.view(places.shape)
     return values.new_zeros(places.shape).masked_scatter(places, values)
 
 
 def _log_pb_by_kernel(policy: Policy, batch: Trajectories, construction: Tensor) -> Tensor:
     """log P_B of construction steps by a kernel without parameters, [B, T]; 0 elsewhere."""
     row, column = construction.nonzero(as_tuple=True)
-    children = States(batch.states[row, column + 1], column + 1, column + 1 >= batch.lengths[row])
+    full = len(row) == construction.numel()
+    data = _at(batch.states[:, 1:], row, column, full)
+    children = States(data, column + 1, column + 1 >= batch.lengths[row])
     heads = policy(children, batch.condition.rows(row), frozenset({"log_pb"}))
     assert heads.backward is not None
     before = batch.states if policy.env.continuous else batch.backward_actions
-    return _spread(heads.backward.log_prob(before[row, column]), construction)
+    undone = _at(before, row, column, full)
+    return _spread(heads.backward.log_prob(undone), construction)
 
 
 def _log_pb_by_paths(env: Environment, batch: Trajectories, total: bool) -> Tensor:
