@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +74,9 @@ def draw(
 ) -> Samples:
     """n objects for one preference [K] (none without preferences), scored.
 
+    Methods on denoising paths learn from steps with noise; what they have learned is drawn along
+    the deterministic path, as it is evaluated everywhere, and log_pf is that of its start.
+
     Args:
         setup: from `prepare` or `load_sampler`.
         preference: weights that sum to one, or None for preferences drawn as in training.
@@ -103,13 +107,14 @@ def draw(
     else:
         condition = conditions.prefer(condition, weights, beta)
     condition = condition.to(device)
-    batch = rollout(
-        setup.policy,  # type: ignore[arg-type]
-        setup.task.env.begin(condition, device),
-        condition,
-        generator(seed, "rollout", device=device),
-        keep_log_pf=True,
-    )
+    with _without_noise(setup) as policy:
+        batch = rollout(
+            policy,
+            setup.task.env.begin(condition, device),
+            condition,
+            generator(seed, "rollout", device=device),
+            keep_log_pf=True,
+        )
     assert batch.log_pf_old is not None
     objects = setup.task.objects(batch)
     keys = [setup.task.key(item) for item in objects]
@@ -122,6 +127,20 @@ def draw(
     else:
         rewards = scorer.rewards(batch)
     return Samples(objects, keys, rewards, reasons, condition, batch.log_pf_old.sum(1))
+
+
+@contextmanager
+def _without_noise(setup: Setup) -> Iterator[Any]:
+    """The policy; those of methods on denoising paths on the deterministic schedule."""
+    if "paths" not in setup.method.defaults:
+        yield setup.policy
+        return
+    from gflow.policies.denoiser import DenoiserPolicy, on_schedule
+
+    assert isinstance(setup.policy, DenoiserPolicy) and setup.policy.env.quiet is not None
+    silent = torch.zeros_like(setup.policy.env.quiet.a, dtype=torch.bool)
+    with on_schedule(setup.policy, setup.policy.env.only(silent)) as policy:
+        yield policy
 
 
 def _check_inverse_temperature(trained: InverseTemperature, asked: float) -> None:

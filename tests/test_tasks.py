@@ -10,9 +10,11 @@ import torch
 from gflow.cli import main
 from gflow.conditions import Conditions
 from gflow.config import ConfigError, PolicySettings, RunConfig, SamplingSettings
+from gflow.draw import draw, load_sampler
 from gflow.objectives.catalog import METHODS
 from gflow.pareto import non_dominated
 from gflow.sampling import OnPolicy, Scorer
+from gflow.seeding import generator
 from gflow.setup import prepare
 from gflow.store import CandidateStore
 from gflow.tasks import TASKS, make_task
@@ -95,6 +97,17 @@ def test_every_method_trains_on_a_grid_or_says_why_not(method, folder, capsys):
 def test_every_method_on_paths_fine_tunes_scenes(method, folder):
     main(f"train scenevec --method {method} {TINY} --out run".split())
     assert Path("run/CARD.md").is_file()
+
+
+def test_what_methods_on_paths_have_learned_is_drawn_without_noise(folder):
+    main(f"train scenevec --method flow_grpo {TINY} --out run".split())
+    setup = load_sampler(Path("run"))
+    drawn = draw(setup, None, 4, seed=0)
+    # Only the starting noise has a density: the first numbers of the draw's generator.
+    start = setup.task.env.noise(8, 4, generator(0, "rollout"), torch.float32, "cpu")[0]
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(start).sum(1)
+    assert torch.allclose(drawn.log_pf, expected, atol=1e-4)
+    assert setup.policy.env is setup.task.env
 
 
 def test_prompts_come_with_preferences(folder, capsys):
