@@ -123,7 +123,9 @@ class FlatLoop:
 def make_trainer(
     policy: MLPPolicy, batch_size: int, block, rate: float = 0.0, group_size: int = 0
 ) -> Trainer:
-    score = Scorer(policy.env, CornerReward(SIDE))
+    # GRPO reads reward vectors: log-rewards are left out.
+    how = {"scalarization": None} if group_size else {}
+    score = Scorer(policy.env, CornerReward(SIDE), **how)
     sampler = OnPolicy(
         policy, Conditions(), score, batch_size, seed=0, block=block,
         group_size=group_size or 1, keep_log_pf=bool(group_size),

@@ -94,14 +94,15 @@ class ConditionStream:
 
     def __call__(self) -> tuple[Condition, Tensor]:
         """Conditions and group numbers of the next batch, on the CPU."""
+        if not self.conditions.encoding_size:
+            # All conditions are one, and so are all groups.
+            n = self.n_groups * self.group_size
+            condition = self.conditions.sample(n, self.generator, self.dtype)
+            return condition, torch.zeros(n, dtype=torch.int64)
         condition = self.conditions.sample(self.n_groups, self.generator, self.dtype)
-        if not self.conditions.encoding_size and self.group_size == 1:
-            return condition, torch.zeros(self.n_groups, dtype=torch.int64)
         group = torch.arange(self.n_groups).repeat_interleave(self.group_size)
         if self.group_size > 1:
             condition = condition.rows(group)
-        if not self.conditions.encoding_size:
-            return condition, torch.zeros_like(group)
         # Numbers go on across batches: replayed groups never meet fresh ones.
         group = group + self.next_group
         self.next_group += self.n_groups
