@@ -25,7 +25,7 @@ Row = dict[str, Any]
 """problem, contestant, seed, calls, used, seconds and the metrics."""
 
 RESAMPLES = 10_000
-LOWER_IS_BETTER = ("regret", "igd_plus", "r2", "seconds")
+LOWER_IS_BETTER = ("regret", "igd_plus", "r2", "zero_advantage", "kl", "seconds")
 
 
 @dataclass(frozen=True)
