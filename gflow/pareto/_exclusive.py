@@ -13,26 +13,25 @@ rivals reach into that corner: the rest of the work is done there, on small sets
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from gflow.pareto._check import compiled
+from gflow.pareto._check import close_budget, compiled
 from gflow.pareto._host import host_volumes
+from gflow.pareto._order import ascending, least, places, reached
 
-Measure = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-STRIDE = 8
-"""Among many rivals every 8th is enough for a first corner."""
+STRIDE = 6
+"""Among many rivals every 6th is enough for a first corner."""
 MANY = 2048
 
 
 def axis_order(values: Tensor) -> Tensor:
     """Place of each row of [..., n] in descending order; ties by position, so no two agree."""
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(values.shape[-1], device=values.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
+    order = ascending(-values)[1]
+    counted = torch.arange(values.shape[-1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, counted)
 
 
 def sweep(x: Tensor, y: Tensor) -> Tensor:
@@ -58,10 +57,12 @@ def _volume(columns: Tensor, memory_budget: int) -> Tensor:
         return columns[0].amax(-1)
     if m == 2:
         return sweep(columns[0], columns[1])
-    order = axis_order(columns[-1])
-    measure = _by_sweep if m == 3 else _by_corner
-    bases = _exclusive(columns[:-1], columns[:-1], order, order, True, measure, memory_budget)
-    return (columns[-1] * bases).sum(-1)
+    keys, bases = axis_order(columns[-1]), columns[:-1]
+    if m == 3:
+        areas = _slices(bases, keys, memory_budget)
+    else:
+        areas = _corners(bases, bases, keys, keys, True, memory_budget)
+    return (columns[-1] * areas).sum(-1)
 
 
 def exclusive(
@@ -77,8 +78,8 @@ def exclusive(
     Args:
         points: [m, B, k] gains over the reference point.
         rivals: [m, B, n] gains.
-        point_keys: [B, k] int64, different within a front.
-        rival_keys: [B, n] int64.
+        point_keys: [B, k] int64 below k + n, different within a front.
+        rival_keys: [B, n] int64, the same from -1.
         earlier: True for the rivals with a smaller key, False for all with a different one.
         memory_budget: bytes for temporary tensors.
 
@@ -91,97 +92,122 @@ def exclusive(
         first = rivals[0].argsort(dim=-1, descending=True)
         rivals = rivals.gather(-1, first.expand_as(rivals))
         rival_keys = rival_keys.gather(-1, first)
-    return _exclusive(points, rivals, point_keys, rival_keys, earlier, _by_corner, memory_budget)
+    return _corners(points, rivals, point_keys, rival_keys, earlier, memory_budget)
 
 
-def _exclusive(
+def _blocks(total: int, bytes_each: int, memory_budget: int) -> Iterator[slice]:
+    """Ranges of `total` rows that fit the budget."""
+    size = max(1, memory_budget // max(1, bytes_each))
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def _slices(columns: Tensor, keys: Tensor, memory_budget: int) -> Tensor:
+    """E for each row of [2, B, n] against those with an earlier key, up to rounding of the box.
+
+    Good enough for the slices of a volume, and quicker than finding the corner. The first column
+    is in descending order.
+    """
+    _, batch, n = columns.shape
+    points, own = columns.reshape(2, batch * n, 1), keys.reshape(-1, 1)
+    areas = columns.new_empty(batch * n)
+    # Live at once: copies of the rivals, their clipped share, a scan and its int64 indices.
+    for rows in _blocks(batch * n, 2 * n * (6 * columns.element_size() + 16), memory_budget):
+        q, other = columns, keys
+        if batch > 1:
+            fronts = torch.arange(rows.start, rows.stop, device=keys.device) // n
+            q, other = columns[:, fronts], keys[fronts]
+        p = points[:, rows]
+        clipped = torch.minimum(q[1], p[1]) * (other < own[rows])
+        covered = sweep(torch.minimum(q[0], p[0]).expand_as(clipped), clipped)
+        areas[rows] = p[:, :, 0].prod(0) - covered
+    return areas.clamp(min=0).view(batch, n)
+
+
+def _corners(
     points: Tensor,
     rivals: Tensor,
     point_keys: Tensor,
     rival_keys: Tensor,
     earlier: bool,
-    measure: Measure,
     memory_budget: int,
 ) -> Tensor:
-    """The same, a block at a time; tensor code needs the first column in descending order."""
+    """`exclusive`; tensor code needs the first column of the rivals in descending order."""
     m, batch, k = points.shape
     n = rivals.shape[-1]
+    points, rivals = points.contiguous(), rivals.contiguous()
+    # All comparisons are made between places. Zero is put in front, so it is at place 0.
+    ordered, order = ascending(
+        torch.nn.functional.pad(torch.cat([points, rivals], -1), (1, 0)), stable=False
+    )
+    ranks = places(ordered, order)
+    p, q = ranks[..., 1 : k + 1].reshape(m, batch * k, 1), ranks[..., k + 1 :].contiguous()
+    own, other = point_keys.reshape(-1, 1).to(ranks.dtype), rival_keys.to(ranks.dtype)
+    step = STRIDE if n >= MANY else 1
+    few = q[..., ::step].contiguous()
+    boxes, others, values = points.flatten(1), rivals.flatten(1), ordered.flatten(1)
     result = points.new_zeros(batch * k)
-    flat = points.reshape(m, batch * k)
-    keys = point_keys.reshape(-1, 1)
-    # Live at once: copies of the rivals, their clipped share, a scan and its int64 indices.
-    block = max(1, memory_budget // (2 * n * ((2 * m + 2) * points.element_size() + 16)))
-    for start in range(0, batch * k, block):
-        rows = slice(start, min(start + block, batch * k))
-        if batch == 1:
-            q, other = rivals, rival_keys
+    live = n * ranks.element_size() * (4 + 3 * m // step + (m if batch > 1 else 0))
+    for rows in _blocks(batch * k, live, close_budget(points, memory_budget)):
+        fronts = torch.arange(rows.start, rows.stop, device=points.device) // k
+        at = slice(None) if batch == 1 else fronts
+        if earlier:
+            active = (own[rows] - 1) - other[at]
         else:
-            fronts = torch.arange(rows.start, rows.stop, device=points.device) // k
-            q, other = rivals[:, fronts], rival_keys[fronts]
-        active = other < keys[rows] if earlier else other != keys[rows]
-        result[rows] = measure(flat[:, rows, None], q, active, memory_budget)
+            active = (own[rows] - other[at]).abs_() - 1
+        box, near = boxes[:, rows], q[:, at]
+        low = _corner(p[:, rows], few[:, at], active[:, ::step].contiguous())
+        corner = values.gather(1, fronts * ordered.shape[-1] + low)
+        edges = box - corner
+        floor = (low + 1).masked_fill(~(edges > 0).all(0), torch.iinfo(low.dtype).max)
+        row, place = reached(torch.minimum(least(near, floor.unsqueeze(2)), active))
+        reach = others.index_select(1, fronts[row] * n + place)
+        inside = torch.minimum(reach, box.index_select(1, row)) - corner.index_select(1, row)
+        result[rows] = _rest(row, inside, edges, step > 1, memory_budget)
     return result.clamp(min=0).view(batch, k)
 
 
-def _by_sweep(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -> Tensor:
-    """E for p [2, r, 1] against the active [r, n] of q [2, 1 or r, n], up to rounding of the box.
+def _corner(p: Tensor, q: Tensor, active: Tensor) -> Tensor:
+    """Places [m, r] of the lower corner that is left of boxes by rivals short on one axis at most.
 
-    Good enough for the slices of a volume, and quicker than finding the corner.
+    Places of the boxes p [m, r, 1] and of the rivals q [m, 1 or r, n]; active [r, n] is negative
+    for those that do not count.
     """
-    clipped = torch.minimum(q[1], p[1]) * active
-    return p[:, :, 0].prod(0) - sweep(torch.minimum(q[0], p[0]).expand_as(clipped), clipped)
+    ahead = [active]
+    for mine, column in zip(p[:-1], q[:-1], strict=True):
+        ahead.append(torch.minimum(ahead[-1], column - mine))
+    corner, behind = [], torch.full_like(active[:, :1], torch.iinfo(active.dtype).max)
+    for mine, column, before in zip(p.flip(0), q.flip(0), reversed(ahead), strict=True):
+        others = torch.minimum(before, behind)
+        # -1 where a rival falls short on another axis.
+        corner.append((others.clamp_(-1, 0) | column).amax(-1))
+        behind = torch.minimum(behind, column - mine)
+    return torch.minimum(torch.stack(corner[::-1]).clamp(min=0), p[:, :, 0])
 
 
-def _by_corner(p: Tensor, q: Tensor, active: Tensor, memory_budget: int) -> Tensor:
-    """E for p [m, r, 1] against the active [r, n] of q [m, 1 or r, n]."""
-    if len(p) == 1:
-        return p[0, :, 0] - (q[0] * active).amax(-1)
-    step = STRIDE if q.shape[-1] >= MANY else 1
-    corner = _corner(p, q[..., ::step], active[:, ::step])
-    edges = p[:, :, 0] - corner
-    box = edges.prod(0)
-    rows, inside = _reaching(q, active & (box > 0).unsqueeze(-1), corner, p)
-    if step > 1:
+def _rest(rows: Tensor, inside: Tensor, edges: Tensor, again: bool, memory_budget: int) -> Tensor:
+    """What the shares [m, total] of the boxes with these edges [m, r] leave, [r]."""
+    if again:
         rows, inside, edges = _trimmed(rows, inside, edges)
-        box = edges.prod(0)
+    box = edges.prod(0)
     if len(rows) == 0:
         return box
     counts = rows.bincount(minlength=len(box))
-    if compiled(p):
+    if compiled(edges):
         return box - host_volumes(inside, counts, memory_budget)
     return box - _volumes(inside, rows, counts, memory_budget)
 
 
-def _corner(p: Tensor, q: Tensor, active: Tensor) -> Tensor:
-    """Lower corner [m, r] of what rivals that fall short of p on one axis at most leave of it."""
-    short = [column < mine for column, mine in zip(q, p, strict=True)]
-    missing = torch.stack(short).sum(0, dtype=torch.int8)
-    corner = [
-        (column * ((missing == lacks) & active)).amax(-1)
-        for column, lacks in zip(q, short, strict=True)
-    ]
-    return torch.minimum(torch.stack(corner), p[:, :, 0])
-
-
-def _reaching(q: Tensor, active: Tensor, corner: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """The active rivals above the corner: the row of each, and its share of the box [m, total]."""
-    near = active
-    for column, low in zip(q, corner, strict=True):
-        near = near & (column > low.unsqueeze(-1))
-    rows, places = near.nonzero(as_tuple=True)
-    reach = q[:, rows if q.shape[1] > 1 else torch.zeros_like(rows), places]
-    return rows, torch.minimum(reach, p[:, rows, 0]) - corner[:, rows]
-
-
 def _trimmed(rows: Tensor, inside: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cut boxes [m, r] once more, by the rivals that were found: what is left of all three."""
-    short = inside < edges[:, rows]
+    short = inside < edges.index_select(1, rows)
     cuts = inside * (short.sum(0, dtype=torch.int8) == short)
     corner = torch.zeros_like(edges).scatter_reduce_(1, rows.expand_as(cuts), cuts, "amax")
     left = edges - corner
-    near = ((inside > corner[:, rows]) & (left[:, rows] > 0)).all(0)
-    rows, inside = rows[near], inside[:, near]
-    return rows, inside - corner[:, rows], left
+    alive = (left > 0).all(0)
+    above = inside - corner.index_select(1, rows)
+    near = ((above > 0).all(0) & alive[rows]).nonzero().squeeze(1)
+    return rows[near], above.index_select(1, near), left
 
 
 def _volumes(inside: Tensor, rows: Tensor, counts: Tensor, memory_budget: int) -> Tensor:

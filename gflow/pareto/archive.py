@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ from gflow.pareto._check import (
     validity,
 )
 from gflow.pareto._closest import flat
-from gflow.pareto._exclusive import axis_order
 from gflow.pareto._measure import contributions, gains_in_turn, measure
-from gflow.pareto.dominance import covered, crowding, non_dominated, sorted_axes
+from gflow.pareto._order import ascending, places
+from gflow.pareto.dominance import covered, crowding, non_dominated
 
 Truncation = Literal["crowding", "contribution"]
 
@@ -138,19 +139,22 @@ class ParetoArchive:
                 f"ids must have shape {list(valid.shape)} on {points.device}, not "
                 f"{list(ids.shape)} on {ids.device}"
             )
-        new = flat(oriented(points, self.maximize))
-        # What is kept stands at the front.
+        # What is kept stands at the front; one sort of the axes serves every step.
         size = int(self.count.max()) if self.count.numel() else 0
-        old = flat(oriented(self.points[..., :size, :], self.maximize))
-        kept = self.mask[..., :size].reshape(old.shape[:-1])
-        entered, stay = self._filtered(new, valid.reshape(new.shape[:-1]), old, kept)
-        gains = self._gains(new, entered, old, kept)
-        stay = torch.nn.functional.pad(stay, (0, self.capacity - size))
-        self._store(
-            torch.cat([self.points, points], -2),
-            torch.cat([self.ids, ids], -1),
-            torch.cat([stay, entered], -1),
-        )
+        rows = self._joined(self.points, points, size)
+        counted = self._joined(self.mask, valid, size)
+        y = oriented(rows, self.maximize)
+        axes = ascending(y.mT)
+        keep = self._front(y, places(*axes).masked_fill(~counted.unsqueeze(1), -1), size)
+        gains = self._gains(y, counted, keep, size)
+        keep = self._truncated(y, axes, keep)
+        index = _marked(keep)
+        kept = keep.gather(1, index)
+        best = _rows(rows, index).masked_fill(~kept.unsqueeze(-1), 0)
+        named = _rows(self._joined(self.ids, ids, size), index).masked_fill(~kept, -1)
+        self.points = _filled(self.points, 0, best)
+        self.ids = _filled(self.ids, -1, named)
+        self.mask = _filled(self.mask, False, kept)
         return gains.view(valid.shape)
 
     def hypervolume(self) -> Tensor:
@@ -196,59 +200,61 @@ class ParetoArchive:
         for name in ("points", "mask", "ids"):
             setattr(self, name, state[name].to(self.points.device, copy=True))
 
-    def _filtered(
-        self, new: Tensor, valid: Tensor, old: Tensor, kept: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Which new rows [B, k] enter the front and which old ones [B, n] stay on it."""
+    def _joined(self, old: Tensor, new: Tensor, size: int) -> Tensor:
+        """The first `size` rows of each front and the new ones, [B, size + k, ...]."""
+        axis = self.mask.dim() - 1
+        rows = torch.cat([old.narrow(axis, 0, size), new], axis)
+        return rows.reshape(math.prod(rows.shape[:axis]), *rows.shape[axis:])
+
+    def _front(self, y: Tensor, ranks: Tensor, size: int) -> Tensor:
+        """Rows of [B, n + k, m] on the front, of which the first n = `size` are one already.
+
+        Places [B, m, n + k] stand for them, -1 where a row is not counted.
+        """
         budget = self.memory_budget
-        # A NaN covers nothing.
-        rivals = old.masked_fill(~kept.unsqueeze(-1), torch.nan)
-        entered = non_dominated(new, valid, deduplicate=True, memory_budget=budget)
-        index = _marked(entered)
+        old, new = ranks.transpose(0, 1).split([size, ranks.shape[-1] - size], -1)
+        entered = new[0] >= 0
         # A few of the kept points settle the fate of most new ones.
         for step in (32, 4, 1):
-            rows = _rows(new, index)
-            inside = entered.gather(1, index) & ~covered(rows, rivals[:, ::step], budget)
-            entered = torch.zeros_like(entered).scatter_(1, index, inside)
             index = _marked(entered)
-        chosen = _rows(new, index).masked_fill(~entered.gather(1, index).unsqueeze(-1), torch.nan)
-        return entered, kept & ~covered(old, chosen, budget)
+            inside = ~covered(_places(new, index), old[..., ::step].contiguous(), budget)
+            entered = _marks(entered, index, inside)
+        index = _marked(entered)
+        alone = non_dominated(
+            _rows(y[:, size:], index),
+            entered.gather(1, index),
+            deduplicate=True,
+            memory_budget=budget,
+        )
+        entered = _marks(entered, index, alone)
+        index = _marked(entered)
+        chosen = _places(new, index).masked_fill(~entered.gather(1, index), -1)
+        return torch.cat([(old[0] >= 0) & ~covered(old, chosen, budget), entered], 1)
 
-    def _gains(self, new: Tensor, entered: Tensor, old: Tensor, kept: Tensor) -> Tensor:
-        """What each new row [B, k] adds to the archive and to the new rows before it."""
-        gains = new.new_zeros(entered.shape)
-        above = self._above(new, entered)
+    def _gains(self, y: Tensor, counted: Tensor, keep: Tensor, size: int) -> Tensor:
+        """What each new row adds to the archive and to the new rows before it, [B, k]."""
+        gains = y.new_zeros(len(y), y.shape[1] - size)
+        above = self._above(y[:, size:], keep[:, size:])
         index = _marked((above > 0).all(-1))
         if index.shape[1]:
-            joint = torch.cat([_rows(above, index), self._above(old, kept)], 1)
-            values = gains_in_turn(joint, index.shape[1], self.memory_budget)
-            gains.scatter_(1, index, values)
+            old = self._above(y[:, :size], counted[:, :size])
+            joint = torch.cat([_rows(above, index), old], 1)
+            gains.scatter_(1, index, gains_in_turn(joint, index.shape[1], self.memory_budget))
         return gains
 
-    def _store(self, points: Tensor, ids: Tensor, keep: Tensor) -> None:
-        """Write the rows to keep [B, capacity + k] to the front of the archive."""
+    def _truncated(self, y: Tensor, axes: tuple[Tensor, Tensor], keep: Tensor) -> Tensor:
+        """The rows of [B, n + k] to keep, at most `capacity` of each front."""
         surplus = (keep.sum(-1, keepdim=True) - self.capacity).clamp(min=0)
-        if bool(surplus.any()):
-            keep = self._truncated(flat(oriented(points, self.maximize)), keep, surplus)
-        index = keep.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-        index = index[:, : self.capacity]
-        kept = keep.gather(1, index)
-        self.mask = kept.view(self.mask.shape)
-        self.ids = _rows(ids.reshape(keep.shape), index).masked_fill(~kept, -1).view(self.ids.shape)
-        rows = _rows(flat(points), index).masked_fill(~kept.unsqueeze(-1), 0)
-        self.points = rows.view(self.points.shape)
-
-    def _truncated(self, y: Tensor, keep: Tensor, surplus: Tensor) -> Tensor:
-        axes = sorted_axes(y)
-        rounds = min(int(surplus.max()), max(2, ROUND_ROWS // keep.shape[-1]))
+        rounds = (
+            min(int(surplus.max()), max(2, ROUND_ROWS // keep.shape[-1])) if keep.numel() else 0
+        )
         for left in range(rounds, 0, -1):
             drop = (surplus + left - 1) // left
             if self.truncate == "crowding":
                 scores = crowding(*axes, keep)
             else:
                 scores = contributions(self._above(y, keep), self.memory_budget)
-            place = axis_order(-scores.masked_fill(~keep, torch.inf))
-            keep = keep & (place >= drop)
+            keep = keep & ~_smallest(scores, keep, drop)
             surplus = surplus - drop
         return keep
 
@@ -267,7 +273,32 @@ def _marked(flags: Tensor) -> Tensor:
     return order[:, :most]
 
 
+def _marks(flags: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+    """The marks of [B, n] at positions [B, most] that are `inside` too."""
+    return torch.zeros_like(flags).scatter_(1, index, flags.gather(1, index) & inside)
+
+
 def _rows(sets: Tensor, index: Tensor) -> Tensor:
     if sets.dim() == 3:
         index = index.unsqueeze(-1).expand(*index.shape, sets.shape[-1])
     return sets.gather(1, index)
+
+
+def _places(columns: Tensor, index: Tensor) -> Tensor:
+    return columns.gather(-1, index.expand(len(columns), *index.shape))
+
+
+def _smallest(scores: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
+    """Which of the kept rows of [B, n] have the `drop` [B, 1] smallest scores; ties by position."""
+    scores = scores.masked_fill(~keep, torch.inf)
+    lowest = scores.topk(max(1, int(drop.max())), dim=-1, largest=False).values
+    level = lowest.gather(-1, (drop - 1).clamp(min=0))
+    below, equal = scores < level, (scores == level) & keep
+    return below | (equal & (equal.cumsum(-1) <= drop - below.sum(-1, keepdim=True)))
+
+
+def _filled(whole: Tensor, filler: float, rows: Tensor) -> Tensor:
+    """Rows [B, n, ...] in the shape of the whole, with a filler behind them."""
+    result = torch.full_like(whole, filler)
+    result.view(len(rows), -1, *rows.shape[2:])[:, : rows.shape[1]] = rows
+    return result

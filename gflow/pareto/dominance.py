@@ -15,11 +15,13 @@ from gflow.pareto._check import (
     MEMORY_BUDGET,
     Maximize,
     check_finite,
+    close_budget,
     compiled,
     moocore,
     read_points,
 )
-from gflow.pareto._closest import blocks, flat
+from gflow.pareto._closest import flat
+from gflow.pareto._order import ascending, least
 
 FloatArray = NDArray[np.float64]
 
@@ -160,52 +162,44 @@ def crowding_distance(points: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     y, valid = read_points(points, mask, True)
     check_finite(y, valid, "points")
-    return crowding(*sorted_axes(y), valid)
+    ordered, order = ascending(flat(y).mT)
+    return crowding(ordered, order, valid.reshape(len(order), -1)).view(valid.shape)
 
 
-def sorted_axes(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of [..., n, m] in ascending order along n, and where they came from."""
-    if y.device.type != "cpu":
-        return y.sort(dim=-2, stable=True)  # type: ignore[return-value]
-    # The stable sort of torch takes three times as long on the CPU.
-    order = torch.from_numpy(np.argsort(y.mT.numpy(), axis=-1, kind="stable")).mT
-    return y.gather(-2, order), order
-
-
-def crowding(values: Tensor, order: Tensor, valid: Tensor) -> Tensor:
-    """Crowding distance [..., n] of the valid points, from `sorted_axes` of all points."""
-    n = values.shape[-2]
-    distances = torch.zeros_like(values)
-    if n == 0:
-        return distances.sum(-1)
-    kept = valid.unsqueeze(-1).expand_as(order).gather(-2, order)
-    place = torch.arange(n, device=values.device).unsqueeze(-1)
-    below = torch.where(kept, place, -1).cummax(-2).values
-    above = torch.where(kept, place, n).flip(-2).cummin(-2).values.flip(-2)
-    ends = torch.cat([above[..., :1, :], below[..., -1:, :]], -2).clamp(0, n - 1)
-    low, high = values.gather(-2, ends).split(1, -2)
-    spread = high - low
-    below = torch.nn.functional.pad(below, (0, 0, 1, 0), value=-1)[..., :n, :]
-    above = torch.nn.functional.pad(above, (0, 0, 0, 1), value=n)[..., 1:, :]
-    gaps = values.gather(-2, above.clamp(max=n - 1)) - values.gather(-2, below.clamp(min=0))
-    gaps = (gaps / spread).masked_fill((below < 0) | (above >= n), torch.inf)
-    gaps = gaps.masked_fill((spread == 0) | ~kept, 0.0)
-    distances = distances.scatter_(-2, order, gaps).sum(-1)
-    distances = distances.masked_fill(valid.sum(-1, keepdim=True) <= 2, torch.inf)
+def crowding(ordered: Tensor, order: Tensor, valid: Tensor) -> Tensor:
+    """Crowding distance [B, n] of the valid points, from the ascending axes [B, m, n] of all."""
+    _, m, n = order.shape
+    kept = valid.unsqueeze(1).expand_as(order).gather(-1, order)
+    last = valid.sum(-1, keepdim=True) - 1
+    place = kept.cumsum(-1) - 1
+    # The kept values side by side; what is not kept goes behind them.
+    packed = ordered.new_empty(*order.shape[:-1], n + 1)
+    packed.scatter_(-1, place.masked_fill(~kept, n), ordered)
+    end = last.unsqueeze(1).expand(-1, m, -1)
+    spread = packed.gather(-1, end.clamp(min=0)) - packed[..., :1]
+    gaps = torch.zeros_like(ordered)
+    gaps[..., 1:-1] = packed[..., 2:-1] - packed[..., :-3]
+    gaps = (gaps / spread).gather(-1, place.clamp_(min=0))
+    gaps.masked_fill_((place == 0) | (place == end), torch.inf).masked_fill_(spread == 0, 0.0)
+    distances = torch.empty_like(gaps).scatter_(-1, order, gaps).sum(1)
+    distances = distances.masked_fill(last <= 1, torch.inf)
     return distances.masked_fill(~valid, 0.0)
 
 
 def covered(points: Tensor, by: Tensor, memory_budget: int) -> Tensor:
-    """Which points [B, k, m] some row of [B, n, m] weakly dominates, maximising; never by a NaN."""
-    if by.shape[1] == 0:
-        return points.new_zeros(points.shape[:-1], dtype=torch.bool)
-    rivals = by.permute(2, 0, 1).contiguous()
-    size = memory_budget // max(1, 3 * by.shape[0] * by.shape[1])
-    result = torch.empty(points.shape[:-1], dtype=torch.bool, device=points.device)
-    for part, found in blocks(points, result, size):
-        rows = part.permute(2, 0, 1)
-        covers = rivals[0, :, None, :] >= rows[0, :, :, None]
-        for rival, row in zip(rivals[1:], rows[1:], strict=True):
-            covers &= rival[:, None, :] >= row[:, :, None]
-        found[:] = covers.any(-1)
+    """Which points [m, B, k] some row of [m, B, n] weakly dominates, by their places on each axis.
+
+    Signed integers of one dtype, larger is better; rows of -1 are nowhere and cover nothing.
+    """
+    k, n = points.shape[-1], by.shape[-1]
+    result = torch.zeros(points.shape[1:], dtype=torch.bool, device=points.device)
+    if n == 0:
+        return result
+    # The longer side goes last, where a processor compares many at once.
+    point_axis, rival_axis = (-1, -2) if k > n else (-2, -1)
+    rivals, rows = by.unsqueeze(point_axis), points.unsqueeze(rival_axis)
+    live = 3 * by[0].numel() * by.element_size()
+    size = max(1, close_budget(by, memory_budget) // max(1, live))
+    for part, found in zip(rows.split(size, point_axis), result.split(size, -1), strict=True):
+        found[:] = least(rivals, part).amax(rival_axis) >= 0
     return result

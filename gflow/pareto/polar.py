@@ -14,6 +14,7 @@ from gflow.pareto._check import (
     Maximize,
     check_finite,
     check_points,
+    close_budget,
     oriented,
     read_reference,
     validity,
@@ -22,10 +23,6 @@ from gflow.pareto._closest import flat
 
 SEED = 0x9E3779B97F4A7C15
 """An unlikely seed: with a common one, points drawn by the caller would be the directions."""
-
-
-CACHE = 4 * 2**20
-"""Bytes that a processor keeps close: blocks of this size are several times faster there."""
 
 
 class Estimate(NamedTuple):
@@ -105,9 +102,9 @@ def _radii(gains: Tensor, w: Tensor, memory_budget: int) -> Tensor:
     """Length of each direction [D, m] inside the dominated region of fronts [B, n, m]: [B, D]."""
     batch, n, m = gains.shape
     columns = gains.detach().permute(2, 0, 1).contiguous().unsqueeze(-2)
-    if gains.device.type == "cpu":
-        memory_budget = min(memory_budget, CACHE)
-    block = max(1, memory_budget // max(1, 3 * batch * n * gains.element_size()))
+    block = max(
+        1, close_budget(gains, memory_budget) // max(1, 3 * batch * n * gains.element_size())
+    )
     winners = []
     for part in w.split(block):
         length = columns[0] / part[:, :1]

@@ -108,10 +108,12 @@ def test_crowding_by_hand():
     assert crowding_distance(flat).tolist() == [inf, 1.0, inf]
 
 
-def test_covered_is_weak_dominance():
-    points = torch.tensor([[[1.0, 1.0], [2.0, 0.0], [math.nan, 0.0]]])
-    by = torch.tensor([[[1.0, 1.0], [1.5, 5.0], [math.nan, 9.0]]])
-    assert covered(points, by, 1).tolist() == [[True, False, False]]
+@pytest.mark.parametrize("copies", [1, 5])
+def test_covered_is_weak_dominance(copies):
+    points = torch.tensor([[[2, 3, 3, 1]], [[2, 1, 0, 6]]])
+    by = torch.tensor([[[2, 2, -1]], [[2, 5, -1]]]).repeat(1, 1, copies)
+    assert covered(points, by, 1).tolist() == [[True, False, False, False]]
+    assert not covered(points, by[..., :0], 1).any()
 
 
 @pytest.mark.parametrize(
