@@ -3,15 +3,21 @@
 Data are N(2, 0.5^2); the velocity is the exact one plus a parameter for each step.
 """
 
+import math
+
 import torch
 from torch import nn
 
 from gflow.envs.denoising.schedules import flow
 from gflow.envs.denoising.steps import time_grid
 from gflow.mdp import Condition
+from gflow.objectives.policy_gradient.path_objective import PathGradient
 from gflow.policies.denoiser import DenoiserPolicy
+from gflow.sampling.rollout import rollout
 
 MEAN, SPREAD = 2.0, 0.5
+
+PLAIN = PathGradient(baseline="leave_one_out", scale="none", bound=1e9, clip=(0.0, math.inf))
 
 
 def slope(t):
@@ -59,3 +65,12 @@ def gradient_of_the_mean(env, steps=None):
     kept = (a + b * c).flip(0).cumprod(0).flip(0)
     kept = torch.cat([kept[1:], kept.new_ones(1)])
     return env.forward.b[1:] * kept
+
+
+def paths(policy, n, seed=0):
+    """Scored paths of the present policy with reward x_0, as one group."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = rollout(policy, policy.env.initial(n), no_condition(n), generator, keep_log_pf=True)
+    batch.rewards = batch.terminal.data[:, :1]
+    batch.group = torch.zeros(n, dtype=torch.int64)
+    return batch

@@ -1,4 +1,4 @@
-"""Policy gradients on denoising paths: vectors of the shared pieces, and the closed form."""
+"""Policy gradients on denoising paths: vectors of the shared pieces, and what is refused."""
 
 import math
 from dataclasses import replace
@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gflow.conditions import PromptConditions
 from gflow.envs.denoising import steps as tables
 from gflow.envs.denoising.schedules import flow
 from gflow.kernels import AffineGaussian
-from gflow.mdp import States, Trajectories
+from gflow.mdp import Trajectories
 from gflow.objectives.policy_gradient.advantages import advantage
 from gflow.objectives.policy_gradient.buffer import RewardBuffer
-from gflow.objectives.policy_gradient.path_objective import PathGradient, step_table
+from gflow.objectives.policy_gradient.path_objective import PathGradient
 from gflow.objectives.policy_gradient.paths import (
     StepTable,
     gradient_coefficients,
@@ -22,12 +21,8 @@ from gflow.objectives.policy_gradient.paths import (
     ratio_powers,
 )
 from gflow.objectives.policy_gradient.surrogates import ppo_clip
-from gflow.policies.reference import Anchored
-from gflow.sampling.paths import OnPaths, Window
-from gflow.sampling.rollout import rollout
 from tests import gauss1d
-
-PLAIN = PathGradient(baseline="leave_one_out", scale="none", bound=1e9, clip=(0.0, math.inf))
+from tests.gauss1d import PLAIN, paths
 
 
 def table(steps=10, noise=0.7, shift=1.0, sampler=tables.flow_sde):
@@ -138,26 +133,6 @@ def test_divergence_of_a_step():
     assert float(kernels[0].kl(kernels[1])) == pytest.approx(1.581658e-3, abs=1e-9)
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize("shift", [-0.3, 0.3])
-def test_a_plain_clamp_has_no_gradient_outside_its_bounds(sign, shift):
-    policy = gauss1d.make()
-    batch = PLAIN.prepare(policy, paths(policy, 1))
-    batch.advantage = torch.full_like(batch.advantage, sign)
-    with torch.no_grad():
-        policy.network.theta += shift
-    bounds = (1 - 1e-9, 1 + 1e-9)
-    moved = PathGradient(clip=bounds)(policy, batch)
-    assert float(moved.metrics["clipped"]) == 1
-    replace(PLAIN, clip=bounds, pessimistic=False)(policy, batch).value.backward()
-    assert (policy.network.theta.grad == 0).all()
-    # PPO's keeps the gradient of steps whose ratio went the wrong way.
-    moved.value.backward()
-    noise, path = table_noise(gauss1d.make(), batch)[0, 1:], step_table(policy)
-    log_ratio = noise * (path.b * shift / path.s)[1:] - ((path.b * shift / path.s)[1:] ** 2) / 2
-    assert torch.equal(policy.network.theta.grad != 0, sign * log_ratio < 0)
-
-
 def test_clipping_each_reward_is_not_clipping_their_sum():
     advantage_ = torch.tensor([2.0, -1.0], dtype=torch.float64)
     ratio = torch.full((2,), 1.2, dtype=torch.float64)
@@ -204,217 +179,6 @@ def test_several_rewards_are_mixed_before_or_after():
     assert found == pytest.approx([-0.947900, 0.775554, -0.775554, 0.947900], abs=1e-6)
     found = settings(combine="norm_then_sum")(rewards, [0] * 4)
     assert found == pytest.approx([-0.866025, 0, 0, 0.866025], abs=1e-6)
-
-
-def paths(policy, n, seed=0):
-    """Scored paths of the present policy with reward x_0, as one group."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = rollout(
-        policy, policy.env.initial(n), gauss1d.no_condition(n), generator, keep_log_pf=True
-    )
-    batch.rewards = batch.terminal.data[:, :1]
-    batch.group = torch.zeros(n, dtype=torch.int64)
-    return batch
-
-
-def estimate(policy, objective, batch):
-    """Gradient of the mean reward by each theta, and its standard error, [N]."""
-    policy.zero_grad()
-    batch = objective.prepare(policy, batch)
-    objective(policy, batch).value.backward()
-    steps = batch.valid.shape[1] - 1
-    noise = table_noise(policy, batch)
-    path = step_table(policy)
-    coefficient = path.b / path.s * ratio_powers(objective.power, path)
-    trained = batch.stochastic[0]
-    coefficient = coefficient * path_weights(objective.weight, path, trained)
-    single = batch.advantage * noise * coefficient
-    error = single.std(0)[1:] / math.sqrt(batch.n)
-    return -policy.network.theta.grad * steps, error, (coefficient * path.s / path.b)[1:]
-
-
-def table_noise(policy, batch):
-    """The noise of each step, from the points, [B, T]."""
-    column = torch.arange(batch.valid.shape[1])
-    noise = []
-    for k in column.tolist():
-        states = States(batch.states[:, k], column[k].expand(batch.n), batch.valid[:, k] & False)
-        with torch.no_grad():
-            kernel = policy.step(states, batch.condition)
-        noise.append(((batch.states[:, k + 1] - kernel.mean) / kernel.std).squeeze(1))
-    return torch.stack(noise, 1)
-
-
-METHODS = {
-    "ddpo_score_function": (
-        PathGradient(baseline="none", scale="none", bound=1e9, clip=(0.0, math.inf)),
-        ("flow_sde", {}),
-    ),
-    "ddpo": (PLAIN, ("flow_sde", {})),
-    "dpok": (replace(PLAIN, pessimistic=False), ("flow_sde", {})),
-    "flow_grpo": (replace(PLAIN, clip=(1 - 1e-4, 1 + 1e-4)), ("flow_sde", {})),
-    "cps": (replace(PLAIN, power="density"), ("cps", {"noise": 0.5})),
-    "dance_grpo": (PLAIN, ("dance_sde", {"noise": 0.3})),
-    "temp_flow_weights": (replace(PLAIN, weight="noise"), ("flow_sde", {})),
-    "grpo_guard": (replace(PLAIN, power="noise", weight="time", centered=True), ("flow_sde", {})),
-    "equalized": (replace(PLAIN, weight="equal"), ("sage_sde", {})),
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_gradient_is_the_closed_form(name):
-    objective, (sampler, options) = METHODS[name]
-    policy = gauss1d.make(sampler, **options)
-    # CPS has no noise in its last step, which therefore teaches nothing.
-    last = policy.env.forward.s[-1] > 0
-    batch = paths(policy, 100_000)
-    found, error, factor = estimate(policy, objective, batch)
-    if not last:
-        found, error, factor = found[:-1] * 4 / 5, error[:-1], factor[:-1]
-    truth = gauss1d.gradient_of_the_mean(policy.env)[: len(found)]
-    assert ((found - factor * truth).abs() < 3 * error).all()
-    assert (error < 0.2 * truth.abs().max() * factor.max()).all()
-
-
-def test_the_closed_form_is_the_published_one():
-    policy = gauss1d.make()
-    wanted = [-0.033281, -0.088593, -0.156456, -0.233749, -0.249]
-    truth = gauss1d.gradient_of_the_mean(policy.env)
-    assert truth.tolist() == pytest.approx(wanted, abs=1e-6)
-    assert float(truth.sum()) == pytest.approx(-0.761078, abs=1e-6)
-
-
-def test_where_it_sampled_the_ratio_is_one_and_nothing_is_clipped():
-    policy = gauss1d.make()
-    batch = PLAIN.prepare(policy, paths(policy, 64))
-    loss = replace(PLAIN, clip=(1 - 1e-6, 1 + 1e-6))(policy, batch)
-    assert float(loss.metrics["clipped"]) == 0
-    assert float(loss.metrics["log_ratio_spread"]) < 1e-12
-    assert loss.value.item() == pytest.approx(-float(batch.advantage[:, 1:].mean()), abs=1e-12)
-
-
-def test_importance_sampling_starts_as_the_score_function():
-    policy = gauss1d.make()
-    batch = PLAIN.prepare(policy, paths(policy, 64))
-    gradients = []
-    for clip in ((0.0, math.inf), (1 - 1e-4, 1 + 1e-4)):
-        policy.zero_grad()
-        replace(PLAIN, clip=clip)(policy, batch).value.backward()
-        gradients.append(policy.network.theta.grad.clone())
-    policy.zero_grad()
-    noise, path = table_noise(policy, batch), step_table(policy)
-    score = -(batch.advantage * noise * path.b / path.s)[:, 1:].mean(0) / 5
-    assert torch.allclose(gradients[0], gradients[1]) and torch.allclose(gradients[0], score)
-
-
-def test_equal_rewards_teach_nothing():
-    policy = gauss1d.make()
-    batch = paths(policy, 64)
-    batch.rewards = torch.full_like(batch.rewards, 0.3)
-    for objective in (PathGradient(), PathGradient(scale="batch_std"), PLAIN):
-        policy.zero_grad()
-        objective(policy, objective.prepare(policy, batch)).value.backward()
-        assert float(policy.network.theta.grad.abs().max()) < 1e-15
-
-
-def test_only_steps_with_noise_are_learned_from():
-    policy = gauss1d.make()
-    batch = PLAIN.prepare(policy, paths(policy, 64))
-    batch.stochastic = batch.stochastic & (torch.arange(6) == 3)
-    PLAIN(policy, batch).value.backward()
-    assert (policy.network.theta.grad != 0).tolist() == [False, False, True, False, False]
-    batch.stochastic = batch.stochastic & False
-    with pytest.raises(ValueError, match="no step of the batch was drawn with noise"):
-        PLAIN(policy, batch)
-
-
-def test_order_of_paths_and_steps_does_not_matter():
-    policy = gauss1d.make()
-    batch = PLAIN.prepare(policy, paths(policy, 64))
-    values = []
-    for part in (batch, batch.rows(torch.randperm(64, generator=torch.Generator().manual_seed(3)))):
-        policy.zero_grad()
-        PLAIN(policy, part).value.backward()
-        values.append(policy.network.theta.grad.clone())
-    assert torch.allclose(*values, atol=1e-14)
-
-
-def anchored(**options):
-    policy = gauss1d.make(**options)
-    policy.network = Anchored(policy.network)
-    return policy
-
-
-def test_divergence_to_the_reference():
-    policy = anchored()
-    batch = paths(policy, 32)
-    objective = replace(PLAIN, kl_weight=2.0)
-    batch = objective.prepare(policy, batch)
-    plain, loss = PLAIN(policy, batch), objective(policy, batch)
-    assert float(loss.metrics["kl"]) == 0 and loss.value.item() == plain.value.item()
-    policy.zero_grad()
-    (loss.value - plain.value).backward()
-    assert float(policy.network.policy.theta.grad.abs().max()) == 0
-    with torch.no_grad():
-        policy.network.policy.theta += 0.2
-    path = step_table(policy)
-    exact = (path.b * 0.2).square() / (2 * path.s.square())
-    found = objective(policy, batch).metrics["kl"]
-    assert float(found) == pytest.approx(float(exact[1:].mean()))
-    timed = replace(objective, kl_scale="time")(policy, batch).metrics["kl"]
-    assert float(timed) == pytest.approx(float((exact * path.h)[1:].mean()))
-
-
-def test_centering_uses_the_means_of_the_batch():
-    policy = gauss1d.make()
-    objective = replace(PLAIN, centered=True)
-    batch = objective.prepare(policy, paths(policy, 4096))
-    assert torch.isfinite(batch.mean_old).all()
-    with torch.no_grad():
-        policy.network.theta += 0.3
-    path = step_table(policy)
-    wanted = (path.b * 0.3).square() / (2 * path.s.square())
-    plain, centered = PLAIN(policy, batch), objective(policy, batch)
-    assert float(plain.metrics["log_ratio_spread"]) > 0
-    kernel_shift = wanted[1:].mean()
-    noise = table_noise(gauss1d.make(), batch)[:, 1:]
-    exact = (noise * (path.b * 0.3 / path.s)[1:]).exp()
-    value = -(batch.advantage[:, 1:] * exact).mean()
-    assert float(kernel_shift) > 0.01
-    assert centered.value.item() == pytest.approx(float(value))
-
-
-def test_value_baseline_learns_what_a_state_is_worth():
-    class Linear(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(6, 2, dtype=torch.float64))
-            self.register_buffer("times", torch.cat([torch.ones(1), tables.time_grid(5)])[1:])
-
-        def forward(self, x, t, encoding):
-            step = (t.unsqueeze(1) - self.times).abs().argmin(1)
-            return self.weight[step, 0] + self.weight[step, 1] * x.squeeze(1)
-
-    policy = gauss1d.make(head=Linear())
-    objective = replace(PLAIN, baseline="value", value_weight=1.0)
-    assert objective.needs == {"log_flow"}
-    batch = objective.prepare(policy, paths(policy, 8_000))
-    optimizer = torch.optim.LBFGS(policy.flow_network.parameters(), max_iter=50)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = objective(policy, batch).value
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    path = policy.env.forward
-    c = gauss1d.slope(tables.time_grid(5)[:-1])
-    kept = (path.a[1:] + path.b[1:] * c).flip(0).cumprod(0).flip(0)
-    found = policy.flow_network.weight[:5, 1].detach()
-    assert (found - kept).abs().max() < 0.03
-    with pytest.raises(ValueError, match="build the policy with flow="):
-        objective(gauss1d.make(), batch)
 
 
 def test_bad_settings_are_refused():
@@ -507,41 +271,3 @@ def test_a_buffer_belongs_to_one_run():
     assert torch.equal(two.memory.ring, one.memory.ring)
     with pytest.raises(ValueError, match="cannot wait"):
         RewardBuffer(4, 5)
-
-
-WALKS = {
-    "flow_grpo": {},
-    "flow_grpo_fast": {"window": Window("random", size=4), "shared": "prefix"},
-    "dance_grpo": {"share": 0.6, "shared": "noise"},
-    "mix_grpo": {"window": Window("sliding", size=2), "shared": "noise"},
-    "temp_flow_grpo": {"shared": "prefix", "separate": True},
-}
-
-
-@pytest.mark.parametrize("name", WALKS)
-def test_gradient_is_the_closed_form_however_paths_are_walked(name):
-    policy = gauss1d.make()
-
-    def score(batch):
-        batch.rewards = batch.terminal.data
-        return batch
-
-    walk = OnPaths(
-        policy, PromptConditions(1), score, 3000, 0, group_size=50, dtype=torch.float64,
-        **WALKS[name],
-    )  # fmt: skip
-    gradients = []
-    for _ in range(20):
-        policy.zero_grad()
-        batch = PLAIN.prepare(policy, walk())
-        PLAIN(policy, batch).value.backward()
-        gradients.append(-policy.network.theta.grad.clone())
-    found = torch.stack(gradients)
-    steps = batch.stochastic.any(0)[1:]
-    truth = torch.zeros(5, dtype=torch.float64)
-    for mask in torch.eye(5).bool()[steps] if name == "temp_flow_grpo" else [steps]:
-        truth += gauss1d.gradient_of_the_mean(policy.env.only(mask)) * mask / steps.sum()
-    error = found.std(0) / math.sqrt(20)
-    assert steps.sum() == {"mix_grpo": 2}.get(name, 4)
-    assert ((found.mean(0) - truth).abs() <= 3 * error).all()
-    assert (error < 0.25 * truth.abs().max()).all() and (found[:, ~steps] == 0).all()
