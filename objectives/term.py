@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,15 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a setting that is not among `choices`."""
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(choices)}")
+
+
+def check_range(settings: object, low: float, high: float, *names: str) -> None:
+    """Refuse settings that are no numbers from `low` to `high`."""
+    for name in names:
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"{name} must be {limits}, not {value}")
 
 
 def require_densities(env: Environment, what: str) -> None:

@@ -95,8 +95,8 @@ class MoleculeOracle:
         a file; `vina:FILE`, minus the docking energy in units of 12 kcal/mol, with a configuration
         file of AutoDock Vina; and
         `package.module:function`, your own function of a list of n SMILES that returns n numbers,
-        larger being better. They must lie in 0..1 unless the function carries attributes `low` and
-        `high`; `unit`, `description` and `seconds` are read likewise.
+        larger being better, None where there is none. They must lie in 0..1 unless the function
+        carries attributes `low` and `high`; `unit`, `description` and `seconds` are read likewise.
 
         Raises:
             ValueError: naming the entry that cannot be used, and why.
@@ -129,7 +129,7 @@ def _call(part: _Component, smiles: list[str]) -> list[float]:
     """A user's function on the readable molecules."""
     if part.of_list is None or not smiles:
         return []
-    values = [float(value) for value in part.of_list(smiles)]
+    values = [math.nan if value is None else float(value) for value in part.of_list(smiles)]
     if len(values) != len(smiles):
         raise ValueError(
             f"{part.reward.name} returned {len(values)} numbers for {len(smiles)} molecules"

@@ -89,6 +89,11 @@ class Scorer:
         finite = torch.isfinite(rewards)
         if not bool(finite.all()):
             batch = batch.rows(finite.any(-1) if self.scalarization is None else finite.all(-1))
+            if not batch.n and scores is None:
+                raise ValueError(
+                    f"{type(self.oracle).__name__} scored no object of a batch: all rewards are "
+                    "NaN or infinite"
+                )
         if self.scalarization is None:
             return batch
         assert batch.rewards is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from gflow.objectives.policy_gradient.advantages import EPSILON, Gate, Moments
 from gflow.objectives.policy_gradient.groups import Groups
 from gflow.objectives.policy_gradient.memory import Memory
 from gflow.objectives.policy_gradient.ratios import LIMIT
-from gflow.objectives.term import check_choice
+from gflow.objectives.term import check_choice, check_range
 
 COMBINE = ("sum_then_norm", "norm_then_sum")
 BASELINES = ("none", "group_mean", "leave_one_out", "cumulative", "tracker", "value")
@@ -82,8 +83,10 @@ class Advantage:
             raise ValueError(
                 f"the baseline {self.baseline!r} goes with no scale, and whitening by steps at most"
             )
-        if not 0 <= self.overlong <= 1:
-            raise ValueError(f"overlong must be a share in [0, 1], not {self.overlong}")
+        check_range(self, 0.0, 1.0, "overlong", "discount", "lam", "ddof")
+        check_range(self, 0.0, math.inf, "eps", "min_std")
+        if self.weights is not None and not all(map(math.isfinite, self.weights)):
+            raise ValueError(f"weights {self.weights} must be finite numbers")
 
     @property
     def remembers(self) -> bool:
@@ -203,6 +206,11 @@ class Advantage:
         else:
             weights = torch.full_like(rewards, 1 / rewards.shape[1])
         if self.gates:
+            last = max(max(gate.reward, gate.on) for gate in self.gates)
+            if last >= rewards.shape[1]:
+                raise ValueError(
+                    f"a gate names reward {last} of {rewards.shape[1]}, counted from 0"
+                )
             rewards = advantages.apply_gates(rewards, self.gates)
         if self.overlong:
             longest = policy.env.max_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from gflow.objectives.policy_gradient.regularizers import (
     value_loss,
 )
 from gflow.objectives.policy_gradient.tracking import priority
-from gflow.objectives.term import check_choice
+from gflow.objectives.term import check_choice, check_range
 
 SURROGATES = {"reinforce": 0, "ppo_clip": 2, "dyn_clip": 2, "is_clip": 2, "is_clip4": 4,
               "score_diff": 0}  # fmt: skip
@@ -89,6 +90,10 @@ class PolicyGradient:
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
         check_choice("kl", self.kl, KL_PLACES)
         self._check_bounds()
+        check_range(
+            self, 0.0, math.inf, "longest", "kl_weight", "kl_bound", "entropy_weight",
+            "value_weight", "value_clip", "score_temperature",
+        )  # fmt: skip
         if self.surrogate in ("ppo_clip", "dyn_clip", "is_clip", "is_clip4") and (
             self.ratio == "none"
         ):
@@ -105,6 +110,10 @@ class PolicyGradient:
 
     def _check_bounds(self) -> None:
         wanted = SURROGATES[self.surrogate]
+        if self.dual_clip and not self.dual_clip > 1:
+            raise ValueError(
+                f"dual_clip {self.dual_clip} bounds ratios from above: more than 1, or 0"
+            )
         pairs = list(zip(self.clip[::2], self.clip[1::2], strict=False))
         if wanted and len(self.clip) != wanted:
             raise ValueError(f"{self.surrogate} takes {wanted} bounds, not {len(self.clip)}")

@@ -93,6 +93,7 @@ def user_module(tmp_path, monkeypatch):
         "def weight(smiles):\n    return [len(text) for text in smiles]\n"
         "weight.high, weight.unit, weight.seconds = 100.0, 'letters', 0.5\n"
         "def short(smiles):\n    return [0.5]\n"
+        "def some(smiles):\n    return [None if 'C' in text else 1.0 for text in smiles]\n"
         "def my_own_score(smiles):\n    import numpy as np\n    return np.full(len(smiles), 0.25)\n"
         "constant = 3\n"
     )
@@ -107,6 +108,8 @@ def test_a_users_function(user_module):
     values = pickle.loads(pickle.dumps(oracle))(["CCO", "C(", "c1ccccc1"])
     np.testing.assert_array_equal(values[:, 1], [3, math.nan, 8])
     np.testing.assert_array_equal(values[:, 2], [0.25, math.nan, 0.25])
+    some = MoleculeOracle.parse("chemist_rewards:some")(["CCO", "N"])
+    np.testing.assert_array_equal(some[:, 0], [math.nan, 1])
     with pytest.raises(ValueError, match="short returned 1 numbers for 2 molecules"):
         MoleculeOracle.parse("chemist_rewards:short")(["C", "CC"])
 

@@ -1,4 +1,4 @@
-"""The policy-gradient objective: fixed points, invariances, memory, refusals, every row."""
+"""The policy-gradient objective: invariances, refusals, every row."""
 
 import math
 import warnings
@@ -7,131 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gflow.conditions import Conditions, PooledConditions
-from gflow.envs.grids import HyperGrid
-from gflow.envs.sets import Sets
-from gflow.mdp import Condition, Reward, evaluate
+from gflow.conditions import Conditions
+from gflow.mdp import Condition, evaluate
 from gflow.objectives.catalog import METHODS
 from gflow.objectives.catalog.policy_gradient import ROWS
-from gflow.objectives.policy_gradient import Advantage, Gate, Moments, PolicyGradient
-from gflow.policies import Anchored, MLPPolicy
-from gflow.sampling import Informative, OnPolicy, Scorer
+from gflow.objectives.policy_gradient import Advantage, Gate, PolicyGradient
+from gflow.sampling import OnPolicy, Scorer
 from gflow.seeding import generator
-from gflow.training import Trainer, TrainerSettings
-from tests.diamond import (
-    PATHS,
-    close,
-    diamond,
-    diamond_batch,
-    diamond_log_reward,
-    diamond_policy,
-    distribution,
-    walk,
-)
-from tests.objectives.training import anneal
-from tests.tabular import TabularPolicy
+from tests.diamond import PATHS, close, diamond, diamond_policy, walk
+from tests.objectives.oracles import Oracle, pooled_trainer, prepared
 
 F64 = torch.float64
-ARMS = 3
-
-
-class Oracle:
-    """Rewards computed from terminal states by a function."""
-
-    version = "1"
-    on_states = True
-    seconds = 0.0
-
-    def __init__(self, function, k=1):
-        self.function = function
-        self.rewards = tuple(Reward(f"r{i}", low=-10.0, high=10.0) for i in range(k))
-
-    def __call__(self, states):
-        return self.function(states)
-
-
-def bandit():
-    """One choice among three items."""
-    return Sets(ARMS, 1, stop=False)
-
-
-def bandit_trainer(objective, batch_size=512, rate=0.1):
-    policy = Anchored(TabularPolicy(bandit(), 2))
-    oracle = Oracle(lambda states: states.data[:, :1].double())
-    score = Scorer(policy.env, oracle, scalarization=None)
-    sampler = OnPolicy(policy, Conditions(), score, batch_size, 0, keep_log_pf=True, dtype=F64)
-    return Trainer(policy, objective, sampler, TrainerSettings(learning_rate=rate, log_every=0))
-
-
-@pytest.mark.parametrize("kl, expected", [
-    ("in_reward", (0.78699, 0.10651, 0.10651)),
-    ("k2", (0.78699, 0.10651, 0.10651)),
-    ("k3+", (0.78699, 0.10651, 0.10651)),
-    ("k3", (0.72871, 0.13564, 0.13564)),
-])  # fmt: skip
-def test_fixed_points_of_the_regularised_bandit(kl, expected):
-    """r = (1, 0, 0), an even reference and weight 1/2; k3 implements the reverse divergence."""
-    objective = PolicyGradient(Advantage(scale="none"), kl=kl, kl_weight=0.5)
-    run = bandit_trainer(objective)
-    anneal(run, 100)
-    close(run.policy.logits[0, 0].softmax(0), torch.tensor(expected), 0.012)
-
-
-def test_k1_as_a_loss_does_not_regularise():
-    run = bandit_trainer(PolicyGradient(Advantage(scale="none"), kl="k1", kl_weight=0.5))
-    run.run(80)
-    assert run.policy.logits[0, 0].softmax(0)[0] > 0.97
-
-
-def test_entropy_keeps_choices_open():
-    """The optimum of E r + c H is softmax(r / c)."""
-    run = bandit_trainer(PolicyGradient(Advantage(scale="none"), entropy_weight=0.5))
-    anneal(run, 100)
-    close(run.policy.logits[0, 0].softmax(0), torch.tensor([2.0, 0, 0]).softmax(0), 0.012)
-
-
-SAMPLE = PolicyGradient(
-    Advantage(baseline="leave_one_out", scale="none", sample=True), "none", "reinforce",
-    aggregation="seq_mean_token_sum",
-)  # fmt: skip
-
-
-def test_the_exact_sampler_has_no_advantage_left():
-    """log R + log P_B - log P_F is log Z on every trajectory; a set reached twice counts once."""
-    policy, batch = diamond_policy(solved=True), diamond_batch()
-    batch.group = torch.zeros(5, dtype=torch.int64)
-    rewards, _ = SAMPLE.advantage.rewards(policy, batch)
-    close(rewards, torch.full((5, 1), math.log(10)))
-    assert SAMPLE.prepare(policy, batch).advantage.abs().max() < 1e-6
-
-
-def test_sampling_in_proportion_to_the_reward():
-    policy = diamond_policy()
-    score = Scorer(diamond(), Oracle(lambda states: diamond_log_reward(states).exp().unsqueeze(1)))
-    sampler = OnPolicy(policy, Conditions(), score, 256, 0, keep_log_pf=True, dtype=F64)
-    run = Trainer(policy, SAMPLE, sampler, TrainerSettings(learning_rate=0.05, log_every=0))
-    anneal(run, 120)
-    close(distribution(policy), torch.tensor([0.1, 0.2, 0.3, 0.4]), 0.012)
-
-
-def test_trajectories_without_their_backward_probability_count_objects_twice():
-    """{a} by one path and {a, b} by two, of equal reward: 2/3 instead of 1/2."""
-    policy = diamond_policy()
-    batch = diamond_batch([PATHS[1], PATHS[3], PATHS[4]])
-    found = evaluate(policy, batch, frozenset({"log_pb_total"}))
-    back = found.log_pb.sum(1).exp().detach()
-    # Optimal trajectories are proportional to R, or to R P_B.
-    close(torch.ones(3)[1:].sum() / 3, 2 / 3)
-    close(back[1:].sum() / back.sum(), 1 / 2)
-
-
-def prepared(objective=None, n=32, k=2, seed=0, **changes):
-    policy = diamond_policy()
-    oracle = Oracle(lambda states: (states.data.double() @ torch.eye(2, k, dtype=F64)) + 0.1, k)
-    score = Scorer(diamond(), oracle, scalarization=None)
-    sampler = OnPolicy(policy, Conditions(k), score, n, seed, keep_log_pf=True, dtype=F64)
-    batch = replace(sampler(), group=torch.arange(n) // 4, **changes)
-    return policy, (objective or PolicyGradient()).prepare(policy, batch)
 
 
 def test_forced_steps_count_nowhere():
@@ -178,6 +64,14 @@ def test_long_trajectories_pay_at_the_end():
     rewards, weights = Advantage(overlong=1 / 3).rewards(policy, batch)
     close(rewards[:, 2], torch.where(batch.lengths == 3, -1.0, 0.0))
     assert (weights[:, 2] == 1).all()
+
+
+def test_a_batch_without_any_reward():
+    oracle = Oracle(lambda states: torch.full((states.n, 2), math.nan), 2)
+    score = Scorer(diamond(), oracle, scalarization=None)
+    sampler = OnPolicy(diamond_policy(), Conditions(2), score, 8, 0, dtype=F64)
+    with pytest.raises(ValueError, match="Oracle scored no object of a batch"):
+        sampler()
 
 
 def test_failed_oracles_are_left_out():
@@ -237,26 +131,6 @@ def test_values_are_the_baseline_of_ppo():
     assert policy.flow.grad.abs().max() > 0
 
 
-def pooled_trainer(name, folder=None, seed=0):
-    """A grid with preferences from a pool of five."""
-    env = HyperGrid(2, 6)
-    conditions = Conditions(2, concentration=1.0)
-    pool = PooledConditions(conditions, conditions.sample(5, generator(3)))
-    row = METHODS[name]
-    net = MLPPolicy(env, (16,), conditions.encoding_size, flow=row.needs_flow, seed=seed)
-    policy = Anchored(net) if row.objective.needs_reference else net
-    oracle = Oracle(lambda states: states.data.float() / 5, 2)
-    sampler = OnPolicy(
-        policy, pool, Scorer(env, oracle), 16, seed, group_size=4 if "group" in row.tags else 1,
-        keep_log_pf=True,
-    )  # fmt: skip
-    objective = row.objective.fresh()
-    return Trainer(
-        policy, objective, sampler,
-        TrainerSettings(learning_rate=3e-3, log_every=1, updates=2, minibatches=2), folder=folder,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("name", [row.name for row in ROWS])
 def test_every_row_learns(name):
     """Both rewards of a small grid rise, on preferences from a pool."""
@@ -270,107 +144,6 @@ def test_every_row_learns(name):
     assert mean() > before + 0.04
 
 
-@pytest.mark.parametrize("name", ["dcpo", "spo", "ppo", "gdpo"])
-def test_a_resumed_run_remembers_what_it_knew(name, tmp_path):
-    whole, first = pooled_trainer(name), pooled_trainer(name, tmp_path)
-    second = pooled_trainer(name)
-    whole.run(6)
-    first.run(3)
-    second.load(tmp_path / "checkpoints" / "step_000000003.pt")
-    second.run(6)
-    for a, b in zip(whole.policy.parameters(), second.policy.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_objectives_of_the_catalog_share_no_memory():
-    first, second = METHODS["spo"].objective.fresh(), METHODS["spo"].objective.fresh()
-    assert first.memory is not second.memory and METHODS["spo"].objective.memory is None
-    assert METHODS["grpo"].objective.fresh() is METHODS["grpo"].objective
-    policy, batch = prepared()
-    with pytest.raises(ValueError, match=r"remembers conditions: .*fresh\(\)"):
-        METHODS["spo"].objective.prepare(policy, batch)
-
-
-def test_a_tracker_is_read_before_it_sees_a_reward():
-    """The first batch is measured from 1/2, the second from what the first has left."""
-    objective = PolicyGradient(Advantage(baseline="tracker", scale="none")).fresh()
-    policy, batch = prepared()
-    one = objective.prepare(policy, replace(batch, advantage=None))
-    reward, inside = batch.rewards.mean(1, keepdim=True), objective.mask(batch)
-    close(one.advantage, torch.where(inside, reward - 0.5, 0.0))
-    two = objective.prepare(policy, replace(batch, advantage=None))
-    value, weight = 0.5, 1.0
-    for r in reward.flatten().tolist():
-        # Nothing has changed the policy, so most of the past is kept.
-        weight = 0.96 * weight + 1
-        value += (r - value) / weight
-    close(two.advantage, torch.where(inside, reward - value, 0.0))
-    close(objective.memory.table.mean, torch.tensor([value]))
-
-
-def test_a_tracker_forgets_faster_where_the_policy_has_moved():
-    objective = PolicyGradient(Advantage(baseline="tracker", scale="none")).fresh()
-    policy, batch = prepared(n=4)
-    for shift in (0.0, 0.0, 3.0):
-        with torch.no_grad():
-            policy.logits[0, 0, 0] += shift
-        objective.prepare(policy, replace(batch, advantage=None))
-    kept = [0.96**4, 0.96**4 * 0 + 0.875**4]
-    weight = 1.0
-    for share, each in zip(kept, (0.96, 0.875), strict=True):
-        weight = share * weight + sum(each**i for i in range(4))
-    close(objective.memory.table.seen, torch.tensor([weight]))
-
-
-def test_groups_without_signal_are_drawn_again():
-    conditions = Conditions(2, concentration=1.0)
-    env = HyperGrid(2, 4)
-    policy = MLPPolicy(env, (8,), conditions.encoding_size, seed=0)
-    rare = Oracle(lambda states: (states.data == 3).all(-1, keepdim=True).float().expand(-1, 2), 2)
-    fresh = OnPolicy(policy, conditions, Scorer(env, rare), 32, 0, group_size=4, keep_log_pf=True)
-    drawn = []
-
-    def teaches(batch):
-        drawn.append(batch)
-        return Advantage().informative(policy, batch)
-
-    batch = Informative(fresh, teaches, rounds=6)()
-    spread = torch.stack([
-        batch.rewards[batch.group == g].std(0) for g in batch.group.unique()
-    ])  # fmt: skip
-    assert (spread > 0).all() and 1 < len(drawn) <= 6
-    assert len(batch.group.unique()) <= 8 and batch.n % 4 == 0
-    never = Informative(fresh, lambda b: torch.zeros(b.n, dtype=torch.bool), rounds=2)()
-    assert never.n == 32
-    with pytest.raises(ValueError, match="at least one round"):
-        Informative(fresh, teaches, rounds=0)
-
-
-def test_pools_come_back_and_may_be_weighed():
-    conditions = Conditions(2, concentration=1.0)
-    pool = conditions.sample(6, generator(0))
-    every = PooledConditions(conditions, pool).sample(12, generator(1))
-    counts = (every.encoding[:, None] == pool.encoding).all(-1).sum(0)
-    assert counts.tolist() == [2] * 6
-    weights = torch.tensor([1.0, 1e-6, 1.0, 1.0, 1e-6, 1e-6])
-    some = PooledConditions(conditions, pool, lambda _: weights).sample(3, generator(2))
-    chosen = (some.encoding[:, None] == pool.encoding).all(-1).sum(0)
-    assert chosen.tolist() == [1, 0, 1, 1, 0, 0]
-
-
-def test_a_tracker_has_hard_questions_drawn_more_often():
-    """Weights sqrt(v (1 - v)) + 0.05; conditions not seen yet stand at 1/2."""
-    conditions = Conditions(2, concentration=1.0)
-    pool = conditions.sample(3, generator(0), F64)
-    objective = PolicyGradient(Advantage(baseline="tracker", scale="none")).fresh()
-    assert torch.equal(objective.priority(pool), torch.ones(3))
-    row = objective.memory.find(pool.encoding[:2], F64)
-    table = Moments(torch.tensor([0.0, 0.8], dtype=F64), *torch.ones(2, 2, dtype=F64))
-    objective.memory.put(row, table)
-    close(objective.priority(pool), torch.tensor([0.05, 0.45, 0.55]))
-    assert PolicyGradient().priority is None and METHODS["dcpo"].objective.fresh().priority is None
-
-
 @pytest.mark.parametrize("change, message", [
     ({"clip": (1.2, 0.8)}, r"clip bounds \(1.2, 0.8\) are absolute ratios, low before high"),
     ({"clip": (0.2, 0.2)}, "around 1"),
@@ -382,6 +155,9 @@ def test_a_tracker_has_hard_questions_drawn_more_often():
     ({"surrogate": "score_diff"}, "needs labels"),
     ({"ratio": "tokens"}, "unknown ratio 'tokens': choose from none, token"),
     ({"kl": "in_reward", "advantage": Advantage(combine="norm_then_sum")}, "into the loss"),
+    ({"dual_clip": 0.5}, "dual_clip 0.5 bounds ratios from above"),
+    ({"kl_weight": -1.0}, "kl_weight must be at least 0, not -1.0"),
+    ({"entropy_weight": math.nan}, "entropy_weight must be at least 0, not nan"),
 ])  # fmt: skip
 def test_settings_that_do_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
@@ -392,7 +168,10 @@ def test_settings_that_do_not_fit(change, message):
     ({"combine": "norm_then_sum", "baseline": "value", "scale": "none"}, "baseline of the group"),
     ({"baseline": "none"}, "goes with no scale"),
     ({"baseline": "mean"}, "unknown baseline 'mean'"),
-    ({"overlong": 2.0}, r"share in \[0, 1\], not 2.0"),
+    ({"overlong": 2.0}, "overlong must be from 0 to 1, not 2.0"),
+    ({"discount": -0.5}, "discount must be from 0 to 1"),
+    ({"eps": -1.0}, "eps must be at least 0"),
+    ({"weights": (1.0, math.nan)}, "must be finite numbers"),
 ])  # fmt: skip
 def test_advantages_that_do_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
@@ -410,6 +189,8 @@ def test_batches_that_do_not_fit():
         PolicyGradient()(policy, replace(bare, rewards=None))
     with pytest.raises(ValueError, match="3 weights do not fit 2 rewards"):
         PolicyGradient(Advantage(weights=(1.0, 1.0, 1.0)))(policy, bare)
+    with pytest.raises(ValueError, match="a gate names reward 2 of 2, counted from 0"):
+        PolicyGradient(Advantage(gates=(Gate(0, on=2, threshold=0.5),)))(policy, bare)
     with pytest.raises(ValueError, match="group of one has nothing to be compared with"):
         PolicyGradient()(policy, replace(bare, group=torch.arange(batch.n)))
 

@@ -22,7 +22,7 @@ from gflow.policies import Anchored, MLPPolicy
 from gflow.sampling import OnPolicy, Scorer
 from gflow.seeding import generator
 from gflow.training import Runtime, Trainer, TrainerSettings
-from tests.objectives.test_policy_gradient import Oracle
+from tests.objectives.oracles import Oracle
 
 env, conditions = HyperGrid(2, 6), Conditions(2, concentration=1.0)
 pool = PooledConditions(conditions, conditions.sample(5, generator(3), torch.float64))
