@@ -116,8 +116,12 @@ class _FirstLayer(nn.Module):
         if self.multi_hot:
             ones = self.env.indices(states)
             assert ones is not None
-            starts = row_starts(ones.shape[0], ones.shape[1], ones.device)
-            x = torch.embedding_bag(self.seen, ones.flatten(), starts)[0].add_(self.bias)
+            if torch.compiler.is_compiling():
+                # Fuses with what follows; the bag would be a call of its own.
+                x = self.seen[ones].sum(1) + self.bias
+            else:
+                starts = row_starts(ones.shape[0], ones.shape[1], ones.device)
+                x = torch.embedding_bag(self.seen, ones.flatten(), starts)[0].add_(self.bias)
         else:
             x = torch.addmm(self.bias, self.env.observe(states).to(self.bias.dtype), self.seen)
         if self.asked is not None:

@@ -121,7 +121,7 @@ def behaviour_log_prob(
 
 def compile_block() -> StepBlock:
     """`step_block` as one compiled graph; worth it at small batches, costs seconds to build."""
-    return torch.compile(step_block, fullgraph=True, dynamic=False)
+    return torch.compile(step_block, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
 
 
 @torch.no_grad()
