@@ -1,7 +1,7 @@
 """Pre-train the base models of the colored shapes by conditional flow matching; resumable.
 
     python benchmarks/pretrain_scenes.py scenevec        # 20,000 steps, minutes on one core
-    python benchmarks/pretrain_scenes.py shapes16        # 5,000 steps, six minutes of one core
+    python benchmarks/pretrain_scenes.py shapes16        # 34,000 steps, 33 minutes of one core
 
 Half of the scenes break their prompt by one attribute, so a perfect base has a strict reward of
 one half. A run that was stopped goes on where it was when started again. The average weights are
@@ -37,7 +37,7 @@ from gflow.training.checkpoint import list_checkpoints
 DATA = Path(__file__).parents[1] / "gflow" / "policies" / "data"
 SETTINGS = {
     "scenevec": {"steps": 20_000, "batch": 128, "rate": 2e-3, "average": 0.999, "dropout": 0.0},
-    "shapes16": {"steps": 5_000, "batch": 128, "rate": 2e-3, "average": 0.999, "dropout": 0.1},
+    "shapes16": {"steps": 34_000, "batch": 128, "rate": 2e-3, "average": 0.999, "dropout": 0.1},
 }
 WARM_UP = 200
 
