@@ -1,16 +1,20 @@
-"""Figure: every method on denoising paths at equal reward calls, from the benchmark's results.
+"""Figure: methods on denoising paths at equal reward calls, from the benchmark's results.
 
-Run `python benchmarks/figures/denoising_policies.py` after `benchmarks/denoising_policies.py run`.
+Run `python benchmarks/figures/denoising_policies.py scenevec` (or shapes16) after
+`benchmarks/denoising_policies.py run`.
 """
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from common import save
 
-RESULTS = Path(__file__).parents[1] / "results" / "denoising_policies_scenevec.jsonl"
+RESULTS = Path(__file__).parents[1] / "results"
+BASES = {"scenevec": 0.4585, "shapes16": 0.425}
+"""Strict rewards of the base models on training prompts."""
 LABELS = {
     "ddpo_sf": "DDPO, score function",
     "ddpo": "DDPO",
@@ -26,9 +30,9 @@ LABELS = {
 }
 
 
-def main() -> None:
+def main(space: str) -> None:
     ends = defaultdict(list)
-    for line in RESULTS.read_text().splitlines():
+    for line in (RESULTS / f"denoising_policies_{space}.jsonl").read_text().splitlines():
         row = json.loads(line)
         ends[row["method"]].append(row["curve"][-1])
     names = [name for name in LABELS if name in ends]
@@ -43,8 +47,8 @@ def main() -> None:
             places = [place] * len(values)
             bars.plot(values, places, "o", color=colors[name], fillstyle=filled, ms=5)
     bars.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
-    bars.axvline(0.4585, color="0.6", linestyle=":", linewidth=1)
-    bars.set(xlim=(0.2, 1), xlabel="strict reward (filled: training prompts, open: held out)")
+    bars.axvline(BASES[space], color="0.6", linestyle=":", linewidth=1)
+    bars.set(xlim=(0.15, 1), xlabel="strict reward (filled: training prompts, open: held out)")
     calls = next(iter(ends.values()))[0]["calls"]
     bars.set_title(f"after {calls:,} reward calls; base dotted", fontsize=9)
     for name in names:
@@ -52,8 +56,8 @@ def main() -> None:
         trade.plot(x, y, "o", color=colors[name], label=LABELS[name], ms=5)
     trade.set(xlabel="divergence of paths from the base (nats)", ylabel="strict reward")
     trade.set_title("what it costs", fontsize=9)
-    save(figure, "denoising_policies.svg")
+    save(figure, f"denoising_policies_{space}.svg")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
