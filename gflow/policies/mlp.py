@@ -14,6 +14,9 @@ from gflow.policies.common import BackwardKind, fixed_backward_kernel, row_start
 from gflow.policies.linear import Linear
 from gflow.policies.log_z import LogZ
 
+UNROLLED = 16
+"""Ones of an observation that compiled code adds up without a loop, see `compile_block`."""
+
 
 class MLPPolicy(nn.Module):
     """Forward, backward and flow heads on one shared trunk.
@@ -116,7 +119,7 @@ class _FirstLayer(nn.Module):
         if self.multi_hot:
             ones = self.env.indices(states)
             assert ones is not None
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() and ones.shape[1] <= UNROLLED:
                 # Fuses with what follows; the bag would be a call of its own.
                 x = self.seen[ones].sum(1) + self.bias
             else:

@@ -121,7 +121,10 @@ def behaviour_log_prob(
 
 def compile_block() -> StepBlock:
     """`step_block` as one compiled graph; worth it at small batches, costs seconds to build."""
-    return torch.compile(step_block, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+    # Calls between kernels go through C++, and sums of few rows are unrolled: both are a tenth
+    # of a small step.
+    options = {"cpp_wrapper": True, "unroll_reductions_threshold": 17}
+    return torch.compile(step_block, fullgraph=True, dynamic=False, options=options)
 
 
 @torch.no_grad()

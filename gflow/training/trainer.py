@@ -181,7 +181,9 @@ class Trainer:
     def _update(self, part: Trajectories) -> tuple[Loss, Tensor]:
         """One optimiser step; the loss and the norm of its gradient."""
         loss = self.objective(self.policy, part)  # type: ignore[arg-type]
-        self.optimizer.zero_grad()
+        # What `zero_grad` does, without its hooks: a fiftieth of a small iteration.
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.value.backward()  # type: ignore[no-untyped-call]
         self.runtime.average_gradients(self.parameters, loss.weight)
         grads = [p.grad for p in self.parameters if p.grad is not None]
