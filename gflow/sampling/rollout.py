@@ -268,7 +268,9 @@ def _assemble(
     else:
         data, actions, active = data[:, : horizon + 1], actions[:, :horizon], active[:, :horizon]
         undone = actions
-        if type(env).backward_action is not Environment.backward_action:
+        if env.n_backward_actions == 1 and actions.dim() == 2:
+            undone = torch.zeros_like(actions)
+        elif type(env).backward_action is not Environment.backward_action:
             parents = _flat_states(data[:, :-1], start.step, start.step + lengths)
             undone = env.backward_action(parents, actions.flatten(0, 1))
             undone = undone.view(n, horizon, *undone.shape[1:])
