@@ -175,8 +175,8 @@ class Measurements:
                 where = _some(self.lines[rows[0]])
                 lines.append(f"  {len(rows)} objects with a bound against their value ({where})")
         for kind, found in _by_kind(self.notes).items():
-            some = _some([note.line for note in found])
-            lines.append(f"left out, {kind}: {len(found)} ({some})")
+            rows = list(dict.fromkeys(note.line for note in found))
+            lines.append(f"left out, {kind}: {len(rows)} ({_some(rows)})")
         return "\n".join(lines)
 
 

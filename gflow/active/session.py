@@ -255,8 +255,11 @@ class Session:
 
     def read(self, path: str | Path) -> Results:
         """Results from a file, as `tell` takes them; see `read_results`."""
-        parse = parser(self.task.env, self.task.kind)
-        return read_results(path, self.rewards[: self.n_measured], parse, self.key)
+        columns = self.config.measured()
+        if not columns:
+            # A task's rewards are scores on a scale of their own, turned round already.
+            columns = tuple(reward._replace(flipped=False) for reward in self.rewards)
+        return read_results(path, columns, parser(self.task.env, self.task.kind), self.key)
 
     def undelivered(self) -> int | None:
         """The earliest round whose batch no `deliver` has handed over."""

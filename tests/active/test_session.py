@@ -15,6 +15,7 @@ import torch
 from gflow.active import Session, SessionConfig, SessionError
 from gflow.active.proposer import Proposer
 from gflow.config import ConfigError
+from gflow.mdp import Reward
 from gflow.pareto import hypervolume
 from gflow.report.content import build
 from gflow.report.run import read_run
@@ -78,6 +79,17 @@ def test_an_object_told_twice_at_once_counts_with_its_last_result(tmp_path):
         told = one.tell(["AAAAA", "CCCCC", "AAAAA"], [[0.1, 0.1], [0.2, 0.2], [0.9, 0.9]])
         assert told.stored == 2
         assert {c.object: c.rewards[0] for c in one.measured()} == {"AAAAA": 0.9, "CCCCC": 0.2}
+
+
+def test_files_hold_rewards_as_they_are_and_measured_values_as_the_laboratory_has_them(tmp_path):
+    class Turned(Words):
+        rewards = (Reward("a"), Reward("ac", flipped=True))
+
+    (tmp_path / "back.csv").write_text("object,a,ac,cost\nAAAAA,0.75,0.5,7\n")
+    with Session(tmp_path / "scores", CONFIG, replace(task(), oracle=Turned())) as one:
+        assert one.read(tmp_path / "back.csv").values.tolist() == [[0.75, 0.5]]
+    with session(tmp_path / "raw", replace(CONFIG, measure="cost:9..0")) as one:
+        assert one.read(tmp_path / "back.csv").values.tolist() == [[-7.0]]
 
 
 def test_a_session_goes_on_after_a_restart(tmp_path):
