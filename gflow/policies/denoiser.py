@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -127,12 +128,13 @@ class DenoiserPolicy(nn.Module):
         rows = States(noise, here + torch.arange(len(noise)), states.done)
         *wide, clock = env.coefficients(rows, x.dtype)
         numbers = torch.stack([value.flatten() for value in wide[:3]], 1).tolist()
+        predict = self._along(clock, condition.encoding.to(x.dtype))
         walked, means = [x], []
         for i, (a, b, s) in enumerate(numbers):
             if env.source and first + i == 0:
                 mean = torch.zeros_like(x)
             else:
-                mean = a * x + b * self.predict(x, clock[i].expand(n), condition.encoding)
+                mean = a * x + b * predict[i](x)
             x = torch.add(mean, noise[i], alpha=s * spread)
             means.append(mean)
             walked.append(x)
@@ -193,6 +195,19 @@ class DenoiserPolicy(nn.Module):
         asked, plain = both.chunk(2)
         return torch.lerp(plain, asked, self.guidance)
 
+    def _along(self, clock: Tensor, encoding: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """`predict` at each of the times [k]; of its points alone."""
+        along = getattr(self.network, "along", None)
+        if along is None or self.guidance != 1 or self._first[0].dtype != encoding.dtype:
+            n = len(encoding)
+            return [partial(self.predict, clock=t.expand(n), encoding=encoding) for t in clock]
+        return [partial(self._checked, network, encoding) for network in along(clock)]
+
+    def _checked(
+        self, network: Callable[[Tensor, Tensor], Tensor], encoding: Tensor, x: Tensor
+    ) -> Tensor:
+        return self._shaped(network(x, encoding), x)
+
     def _after_source(self, states: States, x: Tensor, clock: Tensor, encoding: Tensor) -> Tensor:
         """`predict`, without asking of blank states where a look at the rows is cheap."""
         looking_waits = x.is_cuda or torch.compiler.is_compiling()
@@ -225,13 +240,16 @@ class DenoiserPolicy(nn.Module):
             output = torch.cat(outputs)
         else:
             output = self.network(*inputs)
+        return self._shaped(output, x).to(x.dtype)
+
+    def _shaped(self, output: Tensor, x: Tensor) -> Tensor:
         wanted = self._wanted(x)
         if list(output.shape) != wanted:
             raise ValueError(
                 f"the network returned {list(output.shape)} for points {list(x.shape)}: it must "
                 f"return {wanted}"
             )
-        return output.to(x.dtype)
+        return output
 
     def _inputs(self, states: States) -> tuple[Tensor, ...]:
         """Points, then what `Denoising.coefficients` gives, in one precision."""
@@ -286,8 +304,15 @@ class TimeMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """[n, outputs]."""
+        return self._given(self._timed(t), x, encoding)
+
+    def along(self, times: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """The network at each of the times [k], as functions of points and encodings."""
+        timed = self.time(time_features(times, 64))
+        return [partial(self._given, row) for row in timed.split(1)]
+
+    def _given(self, timed: Tensor, x: Tensor, encoding: Tensor) -> Tensor:
         seen = torch.cat([x, encoding], 1) if encoding.shape[1] else x
-        timed = self._timed(t)
         hidden = self.point(seen).view(-1, *timed.shape) + timed
         output: Tensor = self.trunk(hidden.flatten(0, 1))
         return output
