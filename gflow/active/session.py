@@ -133,6 +133,8 @@ class Session:
 
     @staticmethod
     def _saved(path: Path, config: SessionConfig | None) -> SessionConfig:
+        if not path.is_file():
+            raise ConfigError(f"{path.parent} holds no session; gflow propose starts one")
         saved = load_settings(SessionConfig(), path)
         kept, usual = asdict(saved), asdict(SessionConfig())
         for name, value in asdict(config or saved).items():

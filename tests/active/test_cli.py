@@ -119,7 +119,7 @@ def test_bad_input_is_one_sentence(capsys):
     assert "surrogate must be one of gp" in refused(capsys, f"{START} --surrogate forest")
     assert "NAME:WORST..BEST" in refused(capsys, f"{START} --measure pIC50")
     assert "none.csv: cannot be read" in refused(capsys, f"{START} --start none.csv")
-    assert "this is no run folder" in refused(capsys, "tell nothing results.csv")
+    assert "nothing holds no session" in refused(capsys, "tell nothing results.csv")
     # What was refused began nothing.
     assert not Path("run", "session.yaml").exists()
     main(f"{START} -n 2 -o plate.csv".split())
