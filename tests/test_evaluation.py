@@ -83,3 +83,10 @@ def test_optional_fields_survive_every_operation_on_batches():
     back = Trajectories.from_state_dict(joined.rows(torch.tensor([1, 6])).state_dict())
     close(back.advantage[0] * back.valid[0], back.advantage[1] * back.valid[1])
     assert isinstance(back.terminal, States)
+
+
+def test_a_batch_without_rows():
+    policy = diamond_policy()
+    nothing = diamond_batch().rows(torch.zeros(5, dtype=torch.bool))
+    found = evaluate(policy, nothing, frozenset({"log_pb"}))
+    assert found.log_pf.shape == found.log_pb.shape == nothing.valid.shape

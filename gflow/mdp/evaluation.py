@@ -81,7 +81,7 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     done = column >= lengths[row]
     if batch.complete is not None:
         done &= batch.complete[row]
-    full = not at_ends and len(row) == valid.numel()
+    full = not at_ends and 0 < len(row) == valid.numel()
     states = States(_at(batch.states, row, column, full), column, done)
     construction = torch.nn.functional.pad(valid[:, 1:], (0, 1)) if env.has_stop else valid
 
