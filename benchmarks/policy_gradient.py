@@ -41,6 +41,7 @@ from gflow.objectives.policy_gradient.tracking import (
     smooth_advantage,
     track,
 )
+from gflow.pareto import hypervolume
 from gflow.seeding import generator
 
 F64 = torch.float64
@@ -91,6 +92,8 @@ def two_rewards(method: str, seed: int) -> dict[str, float]:
             p = logits.softmax(-1)
             found[f"format {step}"] = float(p[0, 0])
             found[f"correct {step}"] = float(p[1:, 1].mean())
+            drawn = torch.stack([rewards[:, 0], right], 1)
+            found[f"hypervolume {step}"] = float(hypervolume(drawn, torch.zeros(2, dtype=F64)))
     return found
 
 
