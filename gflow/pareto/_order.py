@@ -14,13 +14,23 @@ def ascending(values: Tensor, stable: bool = True) -> tuple[Tensor, Tensor]:
     """
     if values.device.type != "cpu":
         return values.sort(dim=-1, stable=stable)  # type: ignore[return-value]
-    # numpy sorts several times faster than torch, and faster again where ties may be mixed up.
-    array = values.detach().numpy()
-    order = torch.from_numpy(np.argsort(array, axis=-1))
+    # numpy sorts several times faster than torch, but only where ties may be mixed up.
+    order = torch.from_numpy(np.argsort(values.detach().numpy(), axis=-1))
     ordered = values.gather(-1, order)
     if stable and bool((ordered[..., 1:] == ordered[..., :-1]).any()):
-        order = torch.from_numpy(np.argsort(array, axis=-1, kind="stable"))
+        n = values.shape[-1]
+        keys = _first_places(ordered).long() * n + order
+        order = torch.from_numpy(np.sort(keys.numpy(), axis=-1)) % n
     return ordered, order
+
+
+def _first_places(ordered: Tensor) -> Tensor:
+    """Place of the first of equal values, for each of the sorted ones [..., n]; int32."""
+    n = ordered.shape[-1]
+    first = torch.arange(n, dtype=torch.int32, device=ordered.device)
+    first = first.repeat(*ordered.shape[:-1], 1)
+    first[..., 1:] *= ordered[..., 1:] != ordered[..., :-1]
+    return first.cummax(-1).values
 
 
 def places(ordered: Tensor, order: Tensor) -> Tensor:
@@ -28,11 +38,8 @@ def places(ordered: Tensor, order: Tensor) -> Tensor:
 
     Places are int16 where n allows: pairs of them are compared several times faster than floats.
     """
-    n = order.shape[-1]
-    dtype = torch.int16 if n < torch.iinfo(torch.int16).max else torch.int32
-    first = torch.arange(n, dtype=torch.int32, device=order.device).repeat(*order.shape[:-1], 1)
-    first[..., 1:] *= ordered[..., 1:] != ordered[..., :-1]
-    first = first.cummax(-1).values.to(dtype)
+    dtype = torch.int16 if order.shape[-1] < torch.iinfo(torch.int16).max else torch.int32
+    first = _first_places(ordered).to(dtype)
     return torch.empty_like(first).scatter_(-1, order, first)
 
 

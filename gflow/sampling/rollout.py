@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ def compile_block() -> StepBlock:
     """`step_block` as one compiled graph; worth it at small batches, costs seconds to build."""
     # Calls between kernels go through C++, and sums of few rows are unrolled: both are a tenth
     # of a small step.
-    options = {"cpp_wrapper": True, "unroll_reductions_threshold": 17}
+    options: dict[str, Any] = {"cpp_wrapper": True, "unroll_reductions_threshold": 17}
     return torch.compile(step_block, fullgraph=True, dynamic=False, options=options)
 
 
