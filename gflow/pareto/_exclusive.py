@@ -160,7 +160,8 @@ def _corners(
         corner = values.gather(1, fronts * ordered.shape[-1] + low)
         edges = box - corner
         floor = (low + 1).masked_fill(~(edges > 0).all(0), torch.iinfo(low.dtype).max)
-        row, place = reached(torch.minimum(least(near, floor.unsqueeze(2)), active))
+        room = least(near, floor.unsqueeze(2))
+        row, place = reached(torch.minimum(room, active, out=room))
         reach = others.index_select(1, fronts[row] * n + place)
         inside = torch.minimum(reach, box.index_select(1, row)) - corner.index_select(1, row)
         result[rows] = _rest(row, inside, edges, step > 1, memory_budget)
