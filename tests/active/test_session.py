@@ -312,7 +312,7 @@ def test_what_is_refused(tmp_path):
         session(tmp_path, replace(CONFIG, seed=6))
     with session(tmp_path, SessionConfig()) as one:
         assert one.config == CONFIG
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="holds no session"):
         Session(tmp_path / "nothing")
     for measure in ("pIC50", "pIC50:4", "pIC50:4..4", ":1..2"):
         with pytest.raises(ConfigError, match=r"NAME:WORST\.\.BEST"):
