@@ -1,16 +1,15 @@
 """Figure: methods on denoising paths at equal reward calls, from the benchmark's results.
 
-Run `python benchmarks/figures/denoising_policies.py scenevec` (or shapes16) after
-`benchmarks/denoising_policies.py run`.
+Run `python benchmarks/figures/denoising_policies.py` after `benchmarks/denoising_policies.py run`.
 """
 
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from common import save
+from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parents[1] / "results"
 BASES = {"scenevec": 0.4585, "shapes16": 0.425}
@@ -30,14 +29,14 @@ LABELS = {
 }
 
 
-def main(space: str) -> None:
+def draw(space: str, bars: Axes, trade: Axes) -> None:
+    """Strict rewards at the end, and what they cost."""
     ends = defaultdict(list)
     for line in (RESULTS / f"denoising_policies_{space}.jsonl").read_text().splitlines():
         row = json.loads(line)
         ends[row["method"]].append(row["curve"][-1])
     names = [name for name in LABELS if name in ends]
-    colors = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
-    figure, (bars, trade) = plt.subplots(1, 2, figsize=(8.2, 3.6), layout="constrained")
+    colors = dict(zip(LABELS, plt.get_cmap("tab20").colors, strict=False))
     for place, name in enumerate(reversed(names)):
         for key, alpha in (("strict_train", 1.0), ("strict_novel", 0.45)):
             values = [end[key] for end in ends[name]]
@@ -48,16 +47,26 @@ def main(space: str) -> None:
             bars.plot(values, places, "o", color=colors[name], fillstyle=filled, ms=5)
     bars.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
     bars.axvline(BASES[space], color="0.6", linestyle=":", linewidth=1)
-    bars.set(xlim=(0.15, 1), xlabel="strict reward (filled: training prompts, open: held out)")
+    bars.set(xlim=(0.2, 1), ylim=(-0.5, len(names) - 0.5))
     calls = next(iter(ends.values()))[0]["calls"]
-    bars.set_title(f"after {calls:,} reward calls; base dotted", fontsize=9)
+    bars.set_title(f"{space} after {calls:,} reward calls; base dotted", fontsize=9)
     for name in names:
         x, y = ([end[key] for end in ends[name]] for key in ("kl", "strict_train"))
         trade.plot(x, y, "o", color=colors[name], label=LABELS[name], ms=5)
-    trade.set(xlabel="divergence of paths from the base (nats)", ylabel="strict reward")
-    trade.set_title("what it costs", fontsize=9)
-    save(figure, f"denoising_policies_{space}.svg")
+    trade.set(ylabel="strict reward")
+    trade.set_title(f"{space}: what it costs", fontsize=9)
+
+
+def main() -> None:
+    figure, rows = plt.subplots(
+        2, 2, figsize=(8.2, 5.6), layout="constrained", height_ratios=(3.4, 2)
+    )
+    for space, axes in zip(BASES, rows, strict=True):
+        draw(space, *axes)
+    rows[1][0].set_xlabel("strict reward (filled: training prompts, open: held out)")
+    rows[1][1].set_xlabel("divergence of paths from the base (nats)")
+    save(figure, "denoising_policies.svg")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
