@@ -16,6 +16,9 @@ from gflow.mdp import Condition, Environment, Policy, States, Trajectories
 BLOCK = 8
 """Steps between two looks at the `done` flags; one look is one host synchronisation."""
 
+COMPILED_BLOCK = 12
+"""The same in compiled blocks, where to start one costs as much as a step."""
+
 COMPACT_FROM = 64
 """Below this batch size dropping finished rows costs more than computing them."""
 
@@ -177,7 +180,7 @@ def rollout(
     pieces: list[tuple[Tensor | None, Block]] = []
     total = 0
     while total < limit:
-        size = min(BLOCK, limit - total) if eager else BLOCK
+        size = min(BLOCK if eager else COMPILED_BLOCK, limit - total)
         dtype = condition.inverse_temperature.dtype
         noise = env.noise(size, states.n, generator, dtype, device, backward)
         uniform = None
