@@ -76,6 +76,4 @@ class Runtime:
     def close(self) -> None:
         """Leave the process group."""
         if self.world_size > 1:
-            # Together: a process that leaves while another still talks to it aborts that one.
-            dist.barrier()
             dist.destroy_process_group()
