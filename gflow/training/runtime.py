@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gflow.mdp.collective import all_reduce, wait_until_released
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -55,7 +57,7 @@ class Runtime:
         flat = torch.cat([piece.flatten() for piece in pieces])
         mass = torch.as_tensor(weight, dtype=flat.dtype, device=flat.device).reshape(1)
         total = torch.cat([flat * mass, mass])
-        dist.all_reduce(total)
+        all_reduce(total)
         mean = total[:-1] / total[-1]
         for p, part in zip(owners, mean.split([p.numel() for p in owners]), strict=True):
             p.grad = part.view_as(p)
@@ -65,7 +67,7 @@ class Runtime:
         if self.world_size == 1:
             return flag
         value = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
+        all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
     def barrier(self) -> None:
@@ -76,4 +78,5 @@ class Runtime:
     def close(self) -> None:
         """Leave the process group."""
         if self.world_size > 1:
+            wait_until_released()
             dist.destroy_process_group()

@@ -150,8 +150,6 @@ class Trainer:
                 self._call(self.events.on_end, {})
         if self.folder is not None:
             self.save()
-        # Together: one process may leave its group next, while another still talks to it.
-        self.runtime.barrier()
 
     def _one_step(self, last: bool) -> None:
         started = time.perf_counter()
