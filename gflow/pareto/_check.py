@@ -15,7 +15,7 @@ Maximize = bool | Sequence[bool]
 
 MEMORY_BUDGET = 512 * 2**20
 """Bytes that the temporary tensors of one call may take, unless the caller says otherwise."""
-CACHE = 4 * 2**20
+CACHE = 12 * 2**20
 """Bytes that a processor keeps close: blocks of this size are several times faster there."""
 
 

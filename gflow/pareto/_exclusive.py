@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gflow.pareto._check import close_budget, compiled
 from gflow.pareto._host import host_volumes
-from gflow.pareto._order import ascending, least, places, reached
+from gflow.pareto._order import ascending, least, places, reached, taken
 
 STRIDE = 6
 """Among many rivals every 6th is enough for a first corner."""
@@ -61,7 +61,7 @@ def _volume(columns: Tensor, memory_budget: int) -> Tensor:
     if m == 3:
         areas = _slices(bases, keys, memory_budget)
     else:
-        areas = _corners(bases, bases, keys, keys, True, memory_budget)
+        areas = _corners(*_placed(bases, bases), keys, keys, True, memory_budget)
     return (columns[-1] * areas).sum(-1)
 
 
@@ -88,11 +88,38 @@ def exclusive(
     """
     if rivals.shape[-1] == 0:
         return points.prod(0)
-    if not compiled(points):
+    placed = _placed(points, rivals)
+    return exclusive_at(*placed, point_keys, rival_keys, earlier, memory_budget)
+
+
+def exclusive_at(
+    points: Tensor,
+    rivals: Tensor,
+    values: Tensor,
+    point_keys: Tensor,
+    rival_keys: Tensor,
+    earlier: bool,
+    memory_budget: int,
+) -> Tensor:
+    """`exclusive` for points [m, B, k] and rivals [m, B, n] that are places, n > 0.
+
+    Place i of an axis is `values` [m, B, most] there, which ascend from 0; equal values share a
+    place.
+    """
+    if not compiled(values):
         first = rivals[0].argsort(dim=-1, descending=True)
         rivals = rivals.gather(-1, first.expand_as(rivals))
         rival_keys = rival_keys.gather(-1, first)
-    return _corners(points, rivals, point_keys, rival_keys, earlier, memory_budget)
+    return _corners(points, rivals, values, point_keys, rival_keys, earlier, memory_budget)
+
+
+def _placed(points: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of points [m, B, k] and rivals [m, B, n] on the axes, and the values there."""
+    # Zero is put in front, so it is at place 0.
+    joint = torch.nn.functional.pad(torch.cat([points, rivals], -1), (1, 0))
+    values, order = ascending(joint, stable=False)
+    ranks = places(values, order)[..., 1:]
+    return ranks[..., : points.shape[-1]], ranks[..., points.shape[-1] :], values
 
 
 def _blocks(total: int, bytes_each: int, memory_budget: int) -> Iterator[slice]:
@@ -127,29 +154,26 @@ def _slices(columns: Tensor, keys: Tensor, memory_budget: int) -> Tensor:
 def _corners(
     points: Tensor,
     rivals: Tensor,
+    values: Tensor,
     point_keys: Tensor,
     rival_keys: Tensor,
     earlier: bool,
     memory_budget: int,
 ) -> Tensor:
-    """`exclusive`; tensor code needs the first column of the rivals in descending order."""
+    """`exclusive_at`; tensor code needs the first column of the rivals in descending order."""
     m, batch, k = points.shape
-    n = rivals.shape[-1]
-    points, rivals = points.contiguous(), rivals.contiguous()
-    # All comparisons are made between places. Zero is put in front, so it is at place 0.
-    ordered, order = ascending(
-        torch.nn.functional.pad(torch.cat([points, rivals], -1), (1, 0)), stable=False
-    )
-    ranks = places(ordered, order)
-    p, q = ranks[..., 1 : k + 1].reshape(m, batch * k, 1), ranks[..., k + 1 :].contiguous()
-    own, other = point_keys.reshape(-1, 1).to(ranks.dtype), rival_keys.to(ranks.dtype)
+    n, most = rivals.shape[-1], values.shape[-1]
+    p, q = points.reshape(m, batch * k, 1), rivals.contiguous()
+    own, other = point_keys.reshape(-1, 1).to(p.dtype), rival_keys.to(p.dtype)
     step = STRIDE if n >= MANY else 1
     few = q[..., ::step].contiguous()
-    boxes, others, values = points.flatten(1), rivals.flatten(1), ordered.flatten(1)
-    result = points.new_zeros(batch * k)
-    live = n * ranks.element_size() * (4 + 3 * m // step + (m if batch > 1 else 0))
-    for rows in _blocks(batch * k, live, close_budget(points, memory_budget)):
-        fronts = torch.arange(rows.start, rows.stop, device=points.device) // k
+    boxes = values.gather(-1, points.long()).flatten(1)
+    others = values.gather(-1, rivals.long()).flatten(1)
+    values = values.flatten(1)
+    result = values.new_zeros(batch * k)
+    live = n * p.element_size() * (4 + 3 * m // step + (m if batch > 1 else 0))
+    for rows in _blocks(batch * k, live, close_budget(p, memory_budget)):
+        fronts = torch.arange(rows.start, rows.stop, device=p.device) // k
         at = slice(None) if batch == 1 else fronts
         if earlier:
             active = (own[rows] - 1) - other[at]
@@ -157,13 +181,13 @@ def _corners(
             active = (own[rows] - other[at]).abs_() - 1
         box, near = boxes[:, rows], q[:, at]
         low = _corner(p[:, rows], few[:, at], active[:, ::step].contiguous())
-        corner = values.gather(1, fronts * ordered.shape[-1] + low)
+        corner = values.gather(1, fronts * most + low)
         edges = box - corner
         floor = (low + 1).masked_fill(~(edges > 0).all(0), torch.iinfo(low.dtype).max)
         room = least(near, floor.unsqueeze(2))
         row, place = reached(torch.minimum(room, active, out=room))
-        reach = others.index_select(1, fronts[row] * n + place)
-        inside = torch.minimum(reach, box.index_select(1, row)) - corner.index_select(1, row)
+        reach = taken(others, fronts[row] * n + place)
+        inside = torch.minimum(reach, taken(box, row)) - taken(corner, row)
         result[rows] = _rest(row, inside, edges, step > 1, memory_budget)
     return result.clamp(min=0).view(batch, k)
 
@@ -201,14 +225,14 @@ def _rest(rows: Tensor, inside: Tensor, edges: Tensor, again: bool, memory_budge
 
 def _trimmed(rows: Tensor, inside: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cut boxes [m, r] once more, by the rivals that were found: what is left of all three."""
-    short = inside < edges.index_select(1, rows)
+    short = inside < taken(edges, rows)
     cuts = inside * (short.sum(0, dtype=torch.int8) == short)
     corner = torch.zeros_like(edges).scatter_reduce_(1, rows.expand_as(cuts), cuts, "amax")
     left = edges - corner
     alive = (left > 0).all(0)
-    above = inside - corner.index_select(1, rows)
-    near = ((above > 0).all(0) & alive[rows]).nonzero().squeeze(1)
-    return rows[near], above.index_select(1, near), left
+    above = inside - taken(corner, rows)
+    near = ((above.amin(0) > 0) & alive[rows]).nonzero().squeeze(1)
+    return rows[near], taken(above, near), left
 
 
 def _volumes(inside: Tensor, rows: Tensor, counts: Tensor, memory_budget: int) -> Tensor:

@@ -21,7 +21,8 @@ from gflow.pareto._check import (
     validity,
 )
 from gflow.pareto._closest import flat
-from gflow.pareto._measure import contributions, gains_in_turn, measure
+from gflow.pareto._exclusive import exclusive_at
+from gflow.pareto._measure import contributions, measure
 from gflow.pareto._order import ascending, places
 from gflow.pareto.dominance import covered, crowding, non_dominated
 
@@ -145,8 +146,9 @@ class ParetoArchive:
         counted = self._joined(self.mask, valid, size)
         y = oriented(rows, self.maximize)
         axes = ascending(y.mT)
-        keep = self._front(y, places(*axes).masked_fill(~counted.unsqueeze(1), -1), size)
-        gains = self._gains(y, counted, keep, size)
+        ranks = places(*axes).masked_fill_(~counted.unsqueeze(1), -1)
+        keep = self._front(y, ranks, size)
+        gains = self._gains(axes[0], ranks, keep, size)
         keep = self._truncated(y, axes, keep)
         index = _marked(keep)
         kept = keep.gather(1, index)
@@ -231,15 +233,26 @@ class ParetoArchive:
         chosen = _places(new, index).masked_fill(~entered.gather(1, index), -1)
         return torch.cat([(old[0] >= 0) & ~covered(old, chosen, budget), entered], 1)
 
-    def _gains(self, y: Tensor, counted: Tensor, keep: Tensor, size: int) -> Tensor:
+    def _gains(self, ordered: Tensor, ranks: Tensor, keep: Tensor, size: int) -> Tensor:
         """What each new row adds to the archive and to the new rows before it, [B, k]."""
-        gains = y.new_zeros(len(y), y.shape[1] - size)
-        above = self._above(y[:, size:], keep[:, size:])
-        index = _marked((above > 0).all(-1))
-        if index.shape[1]:
-            old = self._above(y[:, :size], counted[:, :size])
-            joint = torch.cat([_rows(above, index), old], 1)
-            gains.scatter_(1, index, gains_in_turn(joint, index.shape[1], self.memory_budget))
+        gains = ordered.new_zeros(len(keep), keep.shape[1] - size)
+        reference = self._reference().unsqueeze(-1)
+        # No gain is put in front, at place 0; rows that add nothing are there.
+        values = torch.nn.functional.pad((ordered - reference).clamp_(min=0), (1, 0))
+        lowest = (ordered <= reference).sum(-1, keepdim=True).to(ranks.dtype)
+        above = ((ranks - lowest) >= 0).all(1)
+        above[:, size:] &= keep[:, size:]
+        placed = (ranks + 1).masked_fill_(~above.unsqueeze(1), 0).transpose(0, 1)
+        index = _marked(above[:, size:])
+        k = index.shape[1]
+        if k:
+            entering = _places(placed[..., size:], index)
+            rivals = torch.cat([entering, placed[..., :size]], -1)
+            numbers = torch.arange(k + size, device=index.device)
+            keys = numbers.masked_fill(numbers >= k, -1).expand(len(index), -1)
+            axes, budget = values.transpose(0, 1), self.memory_budget
+            found = exclusive_at(entering, rivals, axes, keys[:, :k], keys, True, budget)
+            gains.scatter_(1, index, found)
         return gains
 
     def _truncated(self, y: Tensor, axes: tuple[Tensor, Tensor], keep: Tensor) -> Tensor:
@@ -258,11 +271,15 @@ class ParetoArchive:
             surplus = surplus - drop
         return keep
 
+    def _reference(self) -> Tensor:
+        """The reference point of each front, [B, m]."""
+        reference = oriented(self.ref_point, self.maximize)
+        m = reference.shape[-1]
+        return reference.expand(*self.points.shape[:-2], m).reshape(-1, m)
+
     def _above(self, y: Tensor, counted: Tensor) -> Tensor:
         """Gains over the reference point, [B, n, m]; zero rows for what does not count."""
-        reference = oriented(self.ref_point, self.maximize)
-        reference = reference.expand(*self.points.shape[:-2], y.shape[-1])
-        gains = y - flat(reference.unsqueeze(-2))
+        gains = y - self._reference().unsqueeze(1)
         return gains.masked_fill(~(counted & (gains > 0).all(-1)).unsqueeze(-1), 0)
 
 

@@ -136,8 +136,11 @@ def test_contribution_drops_the_least_contributor():
 
 
 def test_conditions_are_independent():
-    stream = sphere_batch(5, 2, 3, 12, 3) * torch.linspace(0.8, 1, 5, dtype=F64).view(5, 1, 1, 1, 1)
-    ref = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=F64) * 0.2
+    random = torch.Generator().manual_seed(0)
+    # New points that dominate each other too, more of them in some fronts than in others.
+    lengths = 0.4 + 0.6 * torch.rand(5, 2, 3, 12, 1, generator=random, dtype=F64)
+    stream = sphere_batch(5, 2, 3, 12, 3) * lengths
+    ref = torch.rand(2, 3, 3, generator=random, dtype=F64) * 0.2
     whole = ParetoArchive(14, ref, batch_shape=(2, 3), dtype=F64)
     parts = {(i, j): ParetoArchive(14, ref[i, j], dtype=F64) for i in range(2) for j in range(3)}
     ids = torch.arange(12).expand(2, 3, 12)
