@@ -24,6 +24,13 @@ def ascending(values: Tensor, stable: bool = True) -> tuple[Tensor, Tensor]:
     return ordered, order
 
 
+def marked_first(flags: Tensor) -> Tensor:
+    """Positions [..., n] with the marked ones in front, both kinds in ascending order."""
+    if flags.device.type != "cpu":
+        return (~flags).to(torch.uint8).argsort(dim=-1, stable=True)
+    return torch.from_numpy(np.argsort(~flags.numpy(), axis=-1, kind="stable"))
+
+
 def _first_places(ordered: Tensor) -> Tensor:
     """Place of the first of equal values, for each of the sorted ones [..., n]; int32."""
     n = ordered.shape[-1]
@@ -45,7 +52,8 @@ def places(ordered: Tensor, order: Tensor) -> Tensor:
 
 def least(high: Tensor, low: Tensor) -> Tensor:
     """Least of high - low over the axes in front; an axis broadcasts to [..., r, n]."""
-    shape = torch.broadcast_shapes(high[0].shape, low[0].shape)
+    sides = zip(high[0].shape, low[0].shape, strict=True)
+    shape = [a if b == 1 else b for a, b in sides]
     # Memory in the usual order: torch may choose another for a difference of two broadcast sides.
     # In one piece: an allocator that gives memory back keeps twice its largest piece.
     result, ahead = high[0].new_empty(2, *shape).unbind()

@@ -23,7 +23,7 @@ from gflow.pareto._check import (
 from gflow.pareto._closest import flat
 from gflow.pareto._exclusive import exclusive_at
 from gflow.pareto._measure import contributions, measure
-from gflow.pareto._order import ascending, places
+from gflow.pareto._order import ascending, marked_first, places
 from gflow.pareto.dominance import covered, crowding, non_dominated
 
 Truncation = Literal["crowding", "contribution"]
@@ -286,8 +286,7 @@ class ParetoArchive:
 def _marked(flags: Tensor) -> Tensor:
     """Positions of the marked rows of [B, n], [B, most]; shorter rows go on with unmarked ones."""
     most = int(flags.sum(-1).max()) if flags.numel() else 0
-    order = flags.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-    return order[:, :most]
+    return marked_first(flags)[:, :most]
 
 
 def _marks(flags: Tensor, index: Tensor, inside: Tensor) -> Tensor:

@@ -175,12 +175,14 @@ def crowding(ordered: Tensor, order: Tensor, valid: Tensor) -> Tensor:
     # The kept values side by side; what is not kept goes behind them.
     packed = ordered.new_empty(*order.shape[:-1], n + 1)
     packed.scatter_(-1, place.masked_fill(~kept, n), ordered)
-    end = last.unsqueeze(1).expand(-1, m, -1)
-    spread = packed.gather(-1, end.clamp(min=0)) - packed[..., :1]
-    gaps = torch.zeros_like(ordered)
-    gaps[..., 1:-1] = packed[..., 2:-1] - packed[..., :-3]
-    gaps = (gaps / spread).gather(-1, place.clamp_(min=0))
-    gaps.masked_fill_((place == 0) | (place == end), torch.inf).masked_fill_(spread == 0, 0.0)
+    end = last.unsqueeze(1).expand(-1, m, -1).clamp(min=0)
+    spread = packed.gather(-1, end) - packed[..., :1]
+    edge = torch.full_like(spread, torch.inf).masked_fill_(spread == 0, 0.0)
+    gaps = torch.empty_like(packed)
+    torch.sub(packed[..., 2:], packed[..., :-2], out=gaps[..., 1:-1])
+    gaps /= spread.masked_fill(spread == 0, torch.inf)
+    gaps[..., :1] = edge
+    gaps = gaps.scatter_(-1, end, edge).gather(-1, place.clamp_(min=0))
     distances = torch.empty_like(gaps).scatter_(-1, order, gaps).sum(1)
     distances = distances.masked_fill(last <= 1, torch.inf)
     return distances.masked_fill(~valid, 0.0)
