@@ -206,7 +206,10 @@ def _gradients() -> Iterator[Row]:
 
 
 def _archive(quick: bool, devices: list[str]) -> Iterator[Row]:
-    """A full archive meets batches of which about a tenth enters, or all of them."""
+    """A full archive meets batches of which about a tenth enters, or all of them.
+
+    Where all enter, the sum alone is less than `add` works out, which is why it has no bar.
+    """
     import moocore
 
     ref = [0.0] * 4
@@ -253,7 +256,7 @@ def _archive(quick: bool, devices: list[str]) -> Iterator[Row]:
                 "moocore, two hypervolumes",
                 total,
                 repeats=5,
-                faster=10,
+                faster=10 if share.startswith("a tenth") else None,
                 device=device,
             )
             if share.startswith("a tenth") and not quick:
