@@ -6,10 +6,10 @@
 both; the Pareto set is the segment between them and the front is concave. `scenes`: "4 squares" of
 scenevec with the rewards soft, warm and cool; scenes that meet the prompt have a front of 5 points
 on a line (0 to 4 warm squares), where weighted sums only reach the ends, so the rewards are
-scalarized by Tchebycheff. Three squares break the prompt but not the front: their shares of warm
-ones lie between those of four, so the hypervolume can pass that of the 5 points by 4 %. Each
-preference of a lattice (41 and 28 of them) is asked for 16 samples. Results are printed as JSON and
-kept in benchmarks/results/denoising_fronts.json.
+scalarized by Tchebycheff. Two more points belong to it: three squares are half right (soft 1/2),
+and one or two warm ones among them are shares that four squares do not have. Each preference of a
+lattice (41 and 28 of them) is asked for 16 samples. Results are printed as JSON and kept in
+benchmarks/results/denoising_fronts.json.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ def plane_front() -> Tensor:
 
 
 def scenes_front() -> Tensor:
-    warm = torch.arange(5, dtype=torch.float64) / 4
-    return torch.stack([torch.ones(5, dtype=torch.float64), warm, 1 - warm], 1)
+    """0 to 4 warm ones of four squares, 1 or 2 of three; every other scene is dominated."""
+    points = [(1.0, k / 4) for k in range(5)] + [(0.5, k / 3) for k in (1, 2)]
+    soft, warm = torch.tensor(points, dtype=torch.float64).unbind(1)
+    return torch.stack([soft, warm, 1 - warm], 1)
 
 
 def run(name: str, seed: int) -> dict[str, Any]:
