@@ -284,7 +284,7 @@ class AffineGaussian:
     """Independent normal distributions around a mean; the action is the point drawn.
 
     Where the standard deviation is 0 a coordinate has no density: it is the mean, and adds 0 to
-    log-probability, entropy and divergence.
+    log-probability, entropy and divergence. One that is no number, or below 0, gives no number.
 
     Args:
         mean: [n, *state_shape], float32 or float64.
@@ -345,8 +345,8 @@ class AffineGaussian:
 
     @property
     def _safe_std(self) -> Tensor:
-        return torch.where(self.std > 0, self.std, 1.0)
+        return torch.where(self.std == 0, 1.0, self.std)
 
     def _reduced(self, values: Tensor) -> Tensor:
-        values = torch.where(self.std > 0, values, 0.0).flatten(1)
+        values = torch.where(self.std == 0, 0.0, values).flatten(1)
         return values.sum(1) if self.reduction == "sum" else values.mean(1)

@@ -258,6 +258,11 @@ def test_what_a_gaussian_kernel_refuses():
     kernel = AffineGaussian(torch.zeros(2, 3), torch.ones(2, 1))
     with pytest.raises(ValueError, match="unknown reduction"):
         AffineGaussian(torch.zeros(2, 3), torch.ones(2, 1), "median")
+    # Something wrong with the width must not pass for a step without noise.
+    for wrong in (math.nan, -1.0):
+        broken = AffineGaussian(torch.zeros(2, 3), torch.full((2, 1), wrong))
+        for value in (broken.log_prob(torch.ones(2, 3)), broken.entropy(), broken.kl(kernel)):
+            assert value.isnan().all()
     with pytest.raises(ValueError, match="no even choice"):
         kernel.explore(torch.ones(2, dtype=torch.bool), 1.0)
     with pytest.raises(NotImplementedError):
