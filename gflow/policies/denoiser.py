@@ -90,7 +90,13 @@ class DenoiserPolicy(nn.Module):
             backward = self.env.noising(states, self.reduction)
         if "log_flow" in needs and self.flow_network is not None:
             x, *_, clock = self._inputs(states)
-            flow = self.flow_network(x, clock, condition.encoding.to(x.dtype)).squeeze(-1)
+            flow = self.flow_network(x, clock, condition.encoding.to(x.dtype))
+            if flow.shape not in ((len(x), 1), (len(x),)):
+                raise ValueError(
+                    f"the flow network returned {list(flow.shape)} for points {list(x.shape)}: it "
+                    f"must return {[len(x), 1]}"
+                )
+            flow = flow.reshape(len(x))
         return Heads(forward, backward, flow)
 
     def step(self, states: States, condition: Condition) -> AffineGaussian:
@@ -243,11 +249,11 @@ class DenoiserPolicy(nn.Module):
         return self._shaped(output, x).to(x.dtype)
 
     def _shaped(self, output: Tensor, x: Tensor) -> Tensor:
-        wanted = self._wanted(x)
-        if list(output.shape) != wanted:
+        wanted, tensor = self._wanted(x), isinstance(output, Tensor)
+        if not tensor or list(output.shape) != wanted:
+            found = list(output.shape) if tensor else f"a {type(output).__name__}"
             raise ValueError(
-                f"the network returned {list(output.shape)} for points {list(x.shape)}: it must "
-                f"return {wanted}"
+                f"the network returned {found} for points {list(x.shape)}: it must return {wanted}"
             )
         return output
 

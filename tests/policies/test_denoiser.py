@@ -27,10 +27,36 @@ class Wrong(nn.Module):
         return x[:, :-1]
 
 
+class Says(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x, t, encoding):
+        return self.output
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_flows_are_one_number_a_point(n):
+    env = brownian((3,), 4)
+    states, condition = env.initial(n), Conditions().sample(n)
+    need = frozenset({"log_flow"})
+    for shape in ((n, 1), (n,)):
+        policy = DenoiserPolicy(env, Wrong(), flow=Says(torch.ones(shape)))
+        assert policy(states, condition, need).log_flow.shape == (n,)
+    for shape in ((n, 3), (2 * n,), (1, n + 1)):
+        policy = DenoiserPolicy(env, Wrong(), flow=Says(torch.ones(shape)))
+        with pytest.raises(ValueError, match="the flow network returned"):
+            policy(states, condition, need)
+
+
 def test_what_a_denoiser_refuses():
     env = brownian((3,), 4)
     with pytest.raises(ValueError, match=r"returned \[6, 2\] for points \[6, 3\]"):
         sample(DenoiserPolicy(env, Wrong()))
+    for output, found in (((), "a tuple"), (None, "a NoneType")):
+        with pytest.raises(ValueError, match=f"the network returned {found} for points"):
+            sample(DenoiserPolicy(env, Says(output)))
     with pytest.raises(ValueError, match="guidance needs"):
         DenoiserPolicy(env, Wrong(), guidance=2.0)
     policy = make_policy(env)
