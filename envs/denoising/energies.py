@@ -54,6 +54,10 @@ class GaussianMixture:
     std: float
     log_weights: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"components need a standard deviation above 0, not {self.std}")
+
     @property
     def dim(self) -> int:
         """Number of coordinates."""
@@ -123,6 +127,13 @@ class Funnel:
 
     dim: int = 10
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.dim < 2 or not self.scale > 0:
+            raise ValueError(
+                "a funnel needs at least 2 coordinates and a scale above 0, not "
+                f"{self.dim} and {self.scale}"
+            )
 
     @property
     def log_z(self) -> float:

@@ -31,9 +31,11 @@ class Denoising(Environment):
         clean: alpha and beta [N] of the estimate x0_hat = alpha x + beta prediction, if the
             prediction gives one.
         quiet: deterministic steps that can take the place of `forward`, see `only`.
+        lengths: [N], how long each step is in time; differences of the clock by default.
 
     Raises:
-        ValueError: tables of other lengths, or a standard deviation below 0.
+        ValueError: tables of other lengths, entries that are no numbers, or a standard deviation
+            below 0.
     """
 
     continuous = True
@@ -52,13 +54,17 @@ class Denoising(Environment):
         source: float = 0.0,
         clean: tuple[Tensor, Tensor] | None = None,
         quiet: Steps | None = None,
+        lengths: Tensor | None = None,
     ):
         steps = len(clock) - 1
-        tables = [*forward, *backward, *(clean or ()), *(quiet or ())]
+        self.lengths = -clock.diff() if lengths is None else lengths
+        tables = [*forward, *backward, *(clean or ()), *(quiet or ()), self.lengths]
         if steps < 1 or any(table.shape != (steps,) for table in tables):
             shapes = sorted({tuple(table.shape) for table in tables})
             raise ValueError(f"{len(clock)} times need tables of {steps} steps, not {shapes}")
-        if source < 0 or bool((forward.s < 0).any()) or bool((backward.s < 0).any()):
+        if not all(bool(torch.isfinite(table).all()) for table in (*tables, clock)):
+            raise ValueError("a table of the schedule holds entries that are no finite numbers")
+        if not source >= 0 or bool((forward.s < 0).any()) or bool((backward.s < 0).any()):
             raise ValueError("a standard deviation of the schedule is below 0")
         self.state_shape = tuple(state_shape)
         self.source = source
@@ -81,7 +87,8 @@ class Denoising(Environment):
             ]
         ).double()
         self.undoing = torch.stack([torch.cat([first, t]) for t in (backward.a, backward.s)])
-        self.deterministic = bool((forward.s == 0).any())
+        # Where a walk starts is certain, so the first transition needs no noise to be undone.
+        self.deterministic = bool((forward.s == 0).any() or (backward.s[1:] == 0).any())
         drawn = forward.s > 0
         drawn[:blank] = False
         self.drawn = drawn
@@ -113,6 +120,7 @@ class Denoising(Environment):
             source=self.source,
             clean=self.clean and (self.clean[0][blank:], self.clean[1][blank:]),
             quiet=self.quiet,
+            lengths=self.lengths,
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -197,8 +205,12 @@ class Denoising(Environment):
         batch.clock, batch.stochastic = self._marks(batch.valid)
         return batch
 
-    def check(self, batch: Trajectories) -> None:
+    def check(self, batch: Trajectories, windowed: bool = False) -> None:
         """Refuse a batch that was sampled with another clock, or with noise in other steps.
+
+        Args:
+            batch: the batch.
+            windowed: whichever steps had noise is fine, as after `only`.
 
         Raises:
             ValueError: which of the two.
@@ -209,7 +221,9 @@ class Denoising(Environment):
             ("clock", clock, batch.clock),
             ("choice of stochastic steps", stochastic, theirs),
         ):
-            if other is None or not bool((mine == other).all()):
+            if windowed and mine is stochastic:
+                continue
+            if other is None or not torch.equal(mine, other.to(mine)):
                 raise ValueError(
                     f"the batch was sampled with another {name} than this environment's: evaluate "
                     "it with the schedule that sampled it"

@@ -47,10 +47,13 @@ def flow(
         **options: settings of the sampler, such as `noise`.
 
     Raises:
-        ValueError: an unknown sampler, or times that do not fall from at most 1 to 0.
+        ValueError: an unknown sampler, noise below 0, or times that do not fall from at most 1
+            to 0.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+    if not options.get("noise", 0) >= 0:
+        raise ValueError(f"noise must be at least 0, not {options['noise']}")
     times = times.double()
     _check_falling(times)
     t, t_next = times[:-1], times[1:]
@@ -61,6 +64,7 @@ def flow(
         times if clock is None else clock,
         ("velocity", prediction),
         tables.euler(t, t_next),
+        t - t_next,
         linear=True,
     )
 
@@ -83,8 +87,10 @@ def diffusion(
         prediction: what the network predicts, one of `PREDICTIONS`.
 
     Raises:
-        ValueError: alphas that do not rise within (0, 1] to data.
+        ValueError: alphas that do not rise within (0, 1] to data, or eta outside [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], not {eta}: 0 is deterministic, 1 is DDPM")
     signal = signal.double()
     if not bool((signal.diff() > 0).all() and (signal > 0).all() and (signal <= 1).all()):
         raise ValueError("the cumulative alphas of a walk to data must rise within (0, 1]")
@@ -95,6 +101,7 @@ def diffusion(
         clock,
         ("noise", prediction),
         tables.ddim(signal[:-1], signal[1:], 0.0),
+        -clock.diff() / (clock[0] - clock[-1]),
         linear=False,
     )
 
@@ -108,7 +115,11 @@ def brownian(state_shape: Sequence[int], steps: int = 100, variance: float = 1.0
         state_shape: shape of a point.
         steps: number of steps N.
         variance: that of the walk's end without drift.
+
+    Raises:
+        ValueError: fewer than one step, or a variance that is not above 0.
     """
+    _check_variance(variance)
     times = tables.time_grid(steps)
     t, t_next = times[:-1], times[1:]
     forward = tables.brownian(t, t_next, variance)
@@ -136,8 +147,10 @@ def denoising_diffusion(
             step takes away.
 
     Raises:
-        ValueError: fewer than 2 steps, or ends that leave nothing between them.
+        ValueError: fewer than 2 steps, ends that leave nothing between them, or a variance that
+            is not above 0.
     """
+    _check_variance(variance)
     left, last = ends
     if steps < 2 or not 0 < left < 1 - last < 1:
         raise ValueError(
@@ -160,6 +173,7 @@ def _on_path(
     clock: Tensor,
     predictions: tuple[str, str],
     quiet: Steps,
+    lengths: Tensor,
     linear: bool,
 ) -> Denoising:
     """A schedule whose sampler wants `predictions[0]` of a network that gives `predictions[1]`."""
@@ -182,9 +196,16 @@ def _on_path(
         source=1.0,
         clean=tables.translation(here, given, "clean", linear),
         quiet=tables.predicting(quiet, alpha, beta),
+        lengths=lengths,
     )
 
 
+def _check_variance(variance: float) -> None:
+    if not variance > 0:
+        raise ValueError(f"the variance of a walk must be above 0, not {variance}")
+
+
 def _check_falling(times: Tensor) -> None:
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all() and times[0] <= 1):
+    falling = times.ndim == 1 and len(times) > 1 and bool((times.diff() < 0).all())
+    if not falling or times[0] > 1 or times[-1] < 0:
         raise ValueError("times must fall from at most 1 (noise) to 0 (data)")

@@ -20,6 +20,11 @@ def log_weights(policy: Policy, batch: Trajectories) -> Tensor:
     """
     if batch.log_reward is None:
         raise ValueError("importance weights need scored trajectories: log_reward is not set")
+    if policy.env.deterministic:
+        raise ValueError(
+            "importance weights need the density of every step, and some steps of this schedule "
+            "are deterministic: choose a sampler with noise in all steps"
+        )
     return batch.log_reward.double() - _log_pf_over_pb(policy, batch)
 
 

@@ -229,7 +229,7 @@ def step_table(policy: Policy) -> StepTable:
     env: Any = policy.env
     if not env.continuous or env.quiet is None:
         raise ValueError("policy gradients on paths need a denoiser from noise to data")
-    h = env.quiet.b.abs()
+    h = env.lengths
     blank = env.max_steps - len(h)
     return StepTable(env.forward.b, env.forward.s, torch.nn.functional.pad(h, (blank, 0)))
 

@@ -12,12 +12,15 @@ from torch import nn
 from gflow.conditions import Conditions
 from gflow.envs.denoising import (
     SAMPLERS,
+    Denoising,
     brownian,
     denoising_diffusion,
     diffusion,
     flow,
     time_grid,
 )
+from gflow.envs.denoising.steps import Steps
+from gflow.estimators import log_z_bounds
 from gflow.mdp import concat_trajectories, evaluate, pad_trajectories
 from gflow.objectives.balance import (
     DetailedBalance,
@@ -29,7 +32,7 @@ from gflow.objectives.balance import (
 from gflow.policies.denoiser import DenoiserPolicy
 from gflow.sampling import Replay
 from gflow.sampling.rollout import Exploration, rollout
-from tests.denoisers import SCHEDULES, WITH_DENSITY, make_policy, sample, scored
+from tests.denoisers import SCHEDULES, WITH_DENSITY, alphas, make_policy, sample, scored
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -295,3 +298,51 @@ def test_environments_travel():
     for other in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
         other.check(batch)
     assert set(SAMPLERS) == {"euler", "flow_sde", "dance_sde", "sage_sde", "cps", "dpm_sde"}
+
+
+def test_schedules_without_a_density_where_one_is_needed_are_refused():
+    ones, times = torch.ones(2, dtype=torch.float64), time_grid(2)
+
+    def make(forward, backward):
+        steps = [Steps(ones, ones, torch.tensor(s).double()) for s in (forward, backward)]
+        return Denoising((3,), *steps, times)
+
+    assert not make((1.0, 1.0), (0.0, 1.0)).deterministic
+    for forward, backward in (((1.0, 0.0), (0.0, 1.0)), ((1.0, 1.0), (1.0, 0.0))):
+        policy = make_policy(make(forward, backward))
+        batch = scored(sample(policy))
+        with pytest.raises(ValueError, match="deterministic"):
+            TrajectoryBalance()(policy, batch)
+        with pytest.raises(ValueError, match="importance weights need the density"):
+            log_z_bounds(policy, batch)
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="no finite numbers"):
+            make((1.0, wrong), (0.0, 1.0))
+    with pytest.raises(ValueError, match="below 0"):
+        make((1.0, -1.0), (0.0, 1.0))
+
+
+def test_settings_of_schedules_out_of_range_are_refused():
+    signal = alphas()
+    for eta in (-0.5, 2.0, math.nan):
+        with pytest.raises(ValueError, match="eta must lie in"):
+            diffusion((3,), signal, eta, clock=time_grid(8))
+    for noise in (-0.7, math.nan):
+        with pytest.raises(ValueError, match="noise must be at least 0"):
+            flow((3,), time_grid(4), noise=noise)
+    with pytest.raises(ValueError, match="times must fall"):
+        flow((3,), torch.tensor([1.0, 0.5, -0.2]))
+    for make in (brownian, denoising_diffusion):
+        for variance in (0.0, -1.0):
+            with pytest.raises(ValueError, match="variance of a walk must be above 0"):
+                make((3,), 5, variance)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "clean"])
+def test_steps_are_as_long_whatever_is_predicted(prediction):
+    times = 0.98 * time_grid(5)
+    env = flow((3,), times, prediction=prediction)
+    assert torch.allclose(env.lengths, -times.diff())
+    assert torch.equal(env.only(torch.arange(5) < 2).lengths, env.lengths)
+    even = diffusion((3,), alphas(), clock=1000 * time_grid(8), prediction=prediction)
+    assert torch.allclose(even.lengths, torch.full((8,), 0.125, dtype=torch.float64))

@@ -149,3 +149,11 @@ def test_mode_shares():
     assert torch.allclose(mode_shares(x, modes, 1.0), torch.tensor([0.5, 0.25, 0.0]))
     many = gaussians25().sample(20_000, torch.Generator().manual_seed(0))
     assert (mode_shares(many, gaussians25().modes, 2.0) - 0.04).abs().max() < 0.01
+
+
+def test_energies_without_a_width_are_refused():
+    with pytest.raises(ValueError, match="standard deviation above 0, not 0"):
+        GaussianMixture(torch.zeros(1, 2).double(), 0.0)
+    for dim, scale in ((1, 1.0), (3, 0.0)):
+        with pytest.raises(ValueError, match="at least 2 coordinates and a scale above 0"):
+            Funnel(dim, scale)

@@ -220,6 +220,15 @@ def test_value_baseline_learns_what_a_state_is_worth():
         objective(gauss1d.make(), batch)
 
 
+@pytest.mark.parametrize("prediction", ["noise", "clean"])
+def test_weights_by_time_do_not_depend_on_what_is_predicted(prediction):
+    times = 0.98 * tables.time_grid(5)
+    made = [gauss1d.flow((1,), times, prediction=name) for name in ("velocity", prediction)]
+    tried = [step_table(gauss1d.DenoiserPolicy(env, gauss1d.Shifted(times))) for env in made]
+    weights = [path_weights("time", table, table.s > 0)[1:] for table in tried]
+    assert torch.allclose(*weights) and torch.allclose(weights[0], -1 / times.diff())
+
+
 WALKS = {
     "flow_grpo": {},
     "flow_grpo_fast": {"window": Window("random", size=4), "shared": "prefix"},
