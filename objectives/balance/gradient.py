@@ -94,8 +94,11 @@ class GradientBalance:
             )
         self.check(policy.env)
         policy.env.check(batch)
+        self.reference.env.check(batch)
         assert batch.stochastic is not None
         row, column = (batch.stochastic & batch.valid).nonzero(as_tuple=True)
+        if not len(row):
+            raise ValueError("no step of the batch was drawn with noise, so there is no score")
         condition = batch.condition.rows(row)
         last = column + 1 == batch.lengths[row]
         here = States(batch.states[row, column], column, torch.zeros_like(last))

@@ -124,6 +124,8 @@ class PathGradient:
                 batch = self.prepare(policy, batch)
         row, column = _trained(batch)
         table, trained = step_table(policy), torch.zeros_like(batch.valid[0])
+        env: Any = policy.env
+        env.check(batch, windowed=True)
         trained[column] = True
         kernel = _kernel(policy, batch, row, column)
         target = batch.states[row, column + 1]

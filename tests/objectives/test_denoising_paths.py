@@ -291,6 +291,13 @@ def test_gradient_balance_refuses():
         objective(prior, sampler())
     with pytest.raises(ValueError, match="needs a flow"):
         GradientBalance(flow=False)
+    batch, n = sampler(), policy.env.max_steps - 1
+    other = DenoiserPolicy(flow(policy.env.state_shape, time_grid(n, 3.0)), TimeMLP(2, 2)).double()
+    with pytest.raises(ValueError, match="another clock"):
+        replace(objective, reference=other)(policy, batch)
+    policy.env = prior.env = policy.env.only(torch.zeros(n, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no step of the batch was drawn with noise"):
+        objective(policy, sampler())
 
 
 def test_gradient_balance_of_an_exact_chain():

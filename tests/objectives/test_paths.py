@@ -201,6 +201,12 @@ def test_bad_batches_are_refused():
     with pytest.raises(ValueError, match="which steps had noise"):
         PLAIN(policy, batch)
     batch = paths(policy, 4)
+    for times in (tables.time_grid(5, shift=3.0), tables.time_grid(7)):
+        policy.env = flow((1,), times)
+        with pytest.raises(ValueError, match="another clock"):
+            PLAIN(policy, batch)
+    policy = gauss1d.make()
+    batch = paths(policy, 4)
     batch.rewards = None
     with pytest.raises(ValueError, match="need rewards and groups"):
         PLAIN.prepare(policy, batch)
