@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from gflow.conditions import Conditions, InverseTemperature, PromptConditions
-from gflow.config import ConfigError, RunConfig, one_sentence
+from gflow.config import ConfigError, RunConfig, SamplingSettings, one_sentence
 from gflow.mdp import Objective
 from gflow.objectives.catalog import Method, get_method
+from gflow.objectives.policy_gradient.paths import scaled_clip
 from gflow.policies import Anchored
 from gflow.scalarize import SCALARIZATIONS
 from gflow.tasks import TASKS, Task, make_task, near
@@ -73,6 +74,8 @@ def prepare(config: RunConfig) -> Setup:
                 f"method {method.name!r} fine-tunes samplers that start from noise, and task "
                 f"{config.task!r} has none: see docs/denoising.md"
             )
+        if "paths" in method.defaults:
+            method = _on_points(method, task, config)
         scalarization = first_of(
             sampling.scalarization, method, "scalarization", task.scalarization
         )
@@ -90,6 +93,13 @@ def prepare(config: RunConfig) -> Setup:
         usual = "1" if "order" in method.tags else task.inverse_temperature
         usual = usual or str(method.defaults.get("inverse_temperature", "1"))
         concentration = first_of(sampling.concentration, method, "concentration", 1.0)
+        if task.conditions is not None:
+            _refuse(
+                sampling,
+                f"task {config.task!r} has conditions of its own",
+                inverse_temperature=(None, "1"),
+                concentration=(None,),
+            )
         conditions = task.conditions or Conditions(
             len(task.oracle.rewards),
             InverseTemperature.parse(str(sampling.inverse_temperature or usual)),
@@ -127,6 +137,34 @@ def _task_options(config: RunConfig, method: Method) -> dict[str, Any]:
     if likelihood is not None and "likelihood" in known:
         options.setdefault("likelihood", likelihood)
     return options
+
+
+def _on_points(method: Method, task: Task, config: RunConfig) -> Method:
+    """The method with clip bounds for points of the task's size and the user's scalarization."""
+    _refuse(
+        config.sampling,
+        f"method {method.name!r} walks its paths in its own way",
+        epsilon=(None, 0.0),
+        temperature=(1.0,),
+        replay=(None, 0),
+        pool=(None, 0),
+        redraw=(None, 1),
+    )
+    if task.env.max_steps < 3:
+        raise ConfigError(
+            f"method {method.name!r} needs at least 2 steps, since the last one has no noise"
+        )
+    objective: Any = method.objective
+    clip = scaled_clip(objective.clip, math.prod(task.env.state_shape))
+    combine = "scalarized" if config.sampling.scalarization else objective.combine
+    return replace(method, objective=replace(objective, clip=clip, combine=combine))
+
+
+def _refuse(settings: SamplingSettings, why: str, **allowed: tuple[Any, ...]) -> None:
+    """Refuse settings that would change nothing."""
+    for name, values in allowed.items():
+        if getattr(settings, name) not in values:
+            raise ConfigError(f"sampling.{name} has no effect, since {why}: leave it out")
 
 
 def first_of(chosen: Any, method: Method, name: str, otherwise: Any) -> Any:

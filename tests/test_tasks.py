@@ -110,6 +110,35 @@ def test_what_methods_on_paths_have_learned_is_drawn_without_noise(folder):
     assert setup.policy.env is setup.task.env
 
 
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("--sampling.epsilon 0.1", "sampling.epsilon has no effect"),
+        ("--sampling.temperature 2", "sampling.temperature has no effect"),
+        ("--sampling.replay 8", "sampling.replay has no effect"),
+        ("--sampling.inverse_temperature 8", "sampling.inverse_temperature has no effect"),
+        ("--sampling.concentration 0.5", "sampling.concentration has no effect"),
+        ("--options.steps 1", "at least 2 steps"),
+    ],
+)
+def test_settings_that_paths_have_no_use_for_are_refused(words, refused, folder, capsys):
+    with pytest.raises(SystemExit):
+        main(f"train scenevec --method flow_grpo {words} {TINY} --out run".split())
+    assert refused in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_clip_bounds_of_methods_on_paths_suit_the_size_of_a_point():
+    def objective(task, **sampling):
+        settings = SamplingSettings(**sampling)
+        return prepare(RunConfig(task=task, method="flow_grpo", sampling=settings)).objective
+
+    for task, size in (("scenevec", 32), ("shapes16", 768)):
+        low, high = objective(task).clip
+        assert high - 1 == pytest.approx(1e-4 * (65_536 / size) ** 0.5) == 1 - low
+    assert objective("scenevec").combine == "sum_then_norm"
+    assert objective("scenevec", scalarization="tchebycheff").combine == "scalarized"
+
+
 def test_prompts_come_with_preferences(folder, capsys):
     words = f"train scenevec --method flow_grpo --rewards soft,warm {TINY} --out run".split()
     main([*words, "--options.preferences=true", "--options.prompt=2 squares"])
