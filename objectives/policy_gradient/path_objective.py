@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from gflow.kernels import AffineGaussian
 from gflow.mdp import Loss, Policy, States, Trajectories
 from gflow.objectives.policy_gradient.advantages import advantage, weighted_total
 from gflow.objectives.policy_gradient.buffer import RewardBuffer
+from gflow.objectives.policy_gradient.groups import Groups
 from gflow.objectives.policy_gradient.paths import (
     POWERS,
     WEIGHTS,
@@ -106,6 +108,12 @@ class PathGradient:
     def prepare(self, policy: Policy, batch: Trajectories) -> Trajectories:
         """Set advantages, and the old means where ratios are centered."""
         better = self._advantages(batch)
+        if self.baseline != "value" and not bool(better.any()):
+            warnings.warn(
+                "rewards are equal within every group of a batch: it has nothing to teach",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         spread = batch.valid.to(better.dtype)
         batch = replace(batch, advantage=better.unsqueeze(1) * spread)
         if self.baseline == "value":
@@ -209,9 +217,15 @@ class PathGradient:
             if self.memory is None:
                 raise ValueError("a buffer of rewards needs a memory: train what fresh() returns")
             return self.memory.standardized(batch.condition.encoding, total, self.eps)
+        groups = Groups.of(batch.group)
+        if self.baseline in ("group_mean", "leave_one_out") and int(groups.sizes.max()) < 2:
+            raise ValueError(
+                "a group of one has nothing to be compared with: the baseline "
+                f"{self.baseline!r} needs at least two paths for each condition"
+            )
         return advantage(
             rewards,
-            batch.group,
+            groups,
             batch.lengths,
             combine="norm_then_sum" if self.combine == "norm_then_sum" else "sum_then_norm",
             baseline="none" if self.baseline == "value" else self.baseline,

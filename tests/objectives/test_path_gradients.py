@@ -113,10 +113,12 @@ def test_importance_sampling_starts_as_the_score_function():
 def test_equal_rewards_teach_nothing():
     policy = gauss1d.make()
     batch = paths(policy, 64)
-    batch.rewards = torch.full_like(batch.rewards, 0.3)
+    batch.rewards = torch.full_like(batch.rewards, 0.5)
     for objective in (PathGradient(), PathGradient(scale="batch_std"), PLAIN):
         policy.zero_grad()
-        objective(policy, objective.prepare(policy, batch)).value.backward()
+        with pytest.warns(RuntimeWarning, match="nothing to teach"):
+            prepared = objective.prepare(policy, batch)
+        objective(policy, prepared).value.backward()
         assert float(policy.network.theta.grad.abs().max()) < 1e-15
 
 
@@ -267,11 +269,41 @@ def test_gradient_is_the_closed_form_however_paths_are_walked(name):
     assert (error < 0.25 * truth.abs().max()).all() and (found[:, ~steps] == 0).all()
 
 
+def walked(policy, **options):
+    def score(batch):
+        batch.rewards = batch.terminal.data
+        return batch
+
+    return OnPaths(policy, PromptConditions(1), score, 8, 0, dtype=torch.float64, **options)()
+
+
+def test_methods_meet_where_their_settings_do():
+    policy = gauss1d.make()
+    full = walked(policy, group_size=4)
+    for window in (Window("random", size=4), Window("sliding", size=4)):
+        batch = walked(policy, group_size=4, window=window, share=1.0)
+        assert torch.equal(batch.states, full.states)
+        assert torch.equal(batch.log_pf_old, full.log_pf_old)
+        assert torch.equal(batch.stochastic, full.stochastic)
+
+
+def test_one_branch_has_nobody_to_be_better_than():
+    policy = gauss1d.make()
+    alone = walked(policy, group_size=1, shared="prefix", separate=True)
+    for objective in (PathGradient(), PathGradient(scale="none"), PLAIN):
+        with pytest.raises(ValueError, match="a group of one has nothing to be compared with"):
+            objective.prepare(policy, alone)
+    # Alone beside others it counts, and says nothing.
+    alone.group[:2] = alone.group[0]
+    found = PathGradient().prepare(policy, alone).advantage[:, 1]
+    assert (found[:2] != 0).all() and (found[2:] == 0).all()
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("shift", [-0.3, 0.3])
 def test_a_plain_clamp_has_no_gradient_outside_its_bounds(sign, shift):
     policy = gauss1d.make()
-    batch = PLAIN.prepare(policy, paths(policy, 1))
+    batch = replace(PLAIN, baseline="none").prepare(policy, paths(policy, 1))
     batch.advantage = torch.full_like(batch.advantage, sign)
     with torch.no_grad():
         policy.network.theta += shift
