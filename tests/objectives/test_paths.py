@@ -70,6 +70,18 @@ def test_noise_weights(shift, wanted):
     assert float(weight.mean()) == pytest.approx(1)
 
 
+def test_noise_weights_of_a_published_grid():
+    """SD3 at shift 3, whose last time is not 0: one over the mean is the 2.25 of the release."""
+    wanted = [0.7, 0.74296, 0.53615, 0.4459, 0.39179, 0.3528, 0.31907, 0.28201, 0.22536]
+    u = torch.linspace(1, 0.00893 / (3 - 2 * 0.00893), 10, dtype=torch.float64)
+    t = torch.cat([3 * u / (1 + 2 * u), u.new_zeros(1)])
+    made = tables.flow_sde(t[:-1], t[1:], 0.7)
+    weight = path_weights("noise", StepTable(made.b, made.s, -t.diff()), but_last())[:9]
+    close(made.s[:9], wanted)
+    assert 1 / float(made.s[:9].mean()) == pytest.approx(2.2522, abs=1e-4)
+    close(weight, [1.5766, 1.6733, 1.2075, 1.0043, 0.8824, 0.7946, 0.7186, 0.6351, 0.5076])
+
+
 def test_density_power_is_that_of_a_log_density_without_variance():
     path = table(sampler=tables.cps, noise=0.8)
     mean, x = torch.tensor([[0.3, -0.2]]).double(), torch.tensor([[0.5, 0.1]]).double()
@@ -122,6 +134,27 @@ def test_centering_makes_the_log_ratio_zero_mean_whatever_the_noise():
         centered = s.squeeze(1) * (delta + shift)
         assert abs(float(centered.mean())) < 3 * 0.009682 / math.sqrt(400_000)
         assert float(centered.std()) == pytest.approx(0.009682, rel=0.01)
+
+
+def test_centering_makes_clipping_even_handed():
+    """Shares of ratios beyond either bound, in closed form from the law of the log-ratio."""
+    old, new, std = guard_example()
+    normal = torch.distributions.Normal(0.0, 1.0)
+
+    def beyond(scale, epsilon, centered):
+        shift = float(mean_shift(new, old, std * scale))
+        power = float(std * scale) if centered else 1.0
+        mean, spread = 0.0 if centered else -shift, math.sqrt(2 * shift / 4)
+        edges = torch.tensor([-math.log1p(epsilon), math.log1p(-epsilon)])
+        signs = torch.tensor([1.0, -1.0])
+        return normal.cdf((edges / power + signs * mean) / spread).tolist()
+
+    assert beyond(1.0, 0.04, False) == pytest.approx([0.1625, 0.1988], abs=1e-4)
+    small = 0.05 / float(std)
+    assert float(mean_shift(new, old, std * small)) == pytest.approx(0.075)
+    assert beyond(small, 0.04, False) == pytest.approx([0.2777, 0.5700], abs=1e-4)
+    for scale in (1.0, small):
+        assert beyond(scale, 0.01, True) == pytest.approx([0.1521, 0.1496], abs=1e-4)
 
 
 def test_divergence_of_a_step():
