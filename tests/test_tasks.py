@@ -139,6 +139,16 @@ def test_clip_bounds_of_methods_on_paths_suit_the_size_of_a_point():
     assert objective("scenevec", scalarization="tchebycheff").combine == "scalarized"
 
 
+def test_guidance_makes_pictures_follow_their_prompts(folder):
+    scores = []
+    for guidance in (1.0, 2.0):
+        words = f"train scenevec --method flow_grpo {TINY} --trainer.learning_rate 1e-9"
+        main(f"{words} --options.guidance {guidance} --out run{guidance}".split())
+        setup = load_sampler(Path(f"run{guidance}"))
+        scores.append(float(draw(setup, None, 212, seed=0).rewards.mean()))
+    assert scores[1] > scores[0] + 0.1
+
+
 def test_prompts_come_with_preferences(folder, capsys):
     words = f"train scenevec --method flow_grpo --rewards soft,warm {TINY} --out run".split()
     main([*words, "--options.preferences=true", "--options.prompt=2 squares"])

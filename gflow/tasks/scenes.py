@@ -22,6 +22,7 @@ def scenevec(
     sampler: str = "flow_sde",
     noise: float = 0.7,
     steps: int = 10,
+    guidance: float = 1.0,
 ) -> Task:
     """Scenes of colored shapes on request, as 32 numbers; the base model follows half its prompts.
 
@@ -32,8 +33,9 @@ def scenevec(
         sampler: flow_sde, dance_sde, cps, sage_sde or dpm_sde; none takes the method's.
         noise: how much noise the sampler adds.
         steps: denoising steps.
+        guidance: of predictions by the prompt, in training and sampling alike; 1 is none.
     """
-    return _scenes("scenevec", rewards, prompt, preferences, sampler, noise, steps)
+    return _scenes("scenevec", rewards, prompt, preferences, sampler, noise, steps, guidance)
 
 
 @register
@@ -44,6 +46,7 @@ def shapes16(
     sampler: str = "flow_sde",
     noise: float = 0.7,
     steps: int = 10,
+    guidance: float = 1.0,
 ) -> Task:
     """Scenes of colored shapes on request, as pictures of 16 x 16 pixels.
 
@@ -54,8 +57,9 @@ def shapes16(
         sampler: flow_sde, dance_sde, cps, sage_sde or dpm_sde; none takes the method's.
         noise: how much noise the sampler adds.
         steps: denoising steps.
+        guidance: of predictions by the prompt, in training and sampling alike; 1 is none.
     """
-    return _scenes("shapes16", rewards, prompt, preferences, sampler, noise, steps)
+    return _scenes("shapes16", rewards, prompt, preferences, sampler, noise, steps, guidance)
 
 
 def _scenes(
@@ -66,6 +70,7 @@ def _scenes(
     sampler: str,
     noise: float,
     steps: int,
+    guidance: float,
 ) -> Task:
     from gflow.envs.denoising.schedules import flow
     from gflow.envs.denoising.shapes import SPACES, SceneRewards, find_prompts, train_prompts
@@ -91,7 +96,9 @@ def _scenes(
         size = condition_size - rows.shape[1]
         network = Anchored(base_network(space, size))
         value = ValueNetwork(space, size, seed) if flow else None
-        return DenoiserPolicy(env, network, condition_size=condition_size, flow=value)
+        return DenoiserPolicy(
+            env, network, condition_size=condition_size, flow=value, guidance=guidance
+        )
 
     return Task(
         env,
