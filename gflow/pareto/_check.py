@@ -79,9 +79,14 @@ def check_mask(mask: Tensor, points: Tensor, name: str = "mask") -> None:
 
 def signs(maximize: Maximize, m: int) -> list[float] | None:
     """+1 for each maximised objective and -1 for the others; None where all are maximised."""
-    if isinstance(maximize, bool):
-        return None if maximize else [-1.0] * m
-    flags = list(maximize)
+    given: Any = maximize.tolist() if hasattr(maximize, "tolist") else maximize
+    if isinstance(given, bool):
+        return None if given else [-1.0] * m
+    entries = given if isinstance(given, Iterable) else [given]
+    flags = [entry.item() if hasattr(entry, "item") else entry for entry in entries]
+    # A sign or a word would count as true.
+    if not all(flag is True or flag is False for flag in flags):
+        raise TypeError(f"maximize must be a bool, or one for each objective, not {maximize!r}")
     if len(flags) != m:
         raise ValueError(f"maximize has {len(flags)} entries but the points have {m} objectives")
     return None if all(flags) else [1.0 if flag else -1.0 for flag in flags]

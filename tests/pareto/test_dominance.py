@@ -64,6 +64,11 @@ def test_direction_of_each_objective(route):
     assert non_dominated(points, maximize=(True, False)).tolist() == [False, False, True, False]
     assert non_dominated(points, maximize=False).tolist() == [True, False, False, True]
     assert torch.equal(non_dominated(points), non_dominated(-points, maximize=False))
+    flags = np.array([True, False])
+    for mixed in (flags, list(flags), torch.tensor(flags)):
+        assert torch.equal(
+            non_dominated(points, maximize=mixed), non_dominated(points, maximize=(True, False))
+        )
 
 
 def test_infinite_coordinates_are_ordered(route):
@@ -125,6 +130,10 @@ def test_covered_is_weak_dominance(copies):
         (torch.zeros(3), {}, ValueError, r"must have shape \[\.\.\., n, m\]"),
         (torch.zeros(3, 0), {}, ValueError, "m >= 1"),
         (torch.zeros(3, 2), {"maximize": (True,) * 3}, ValueError, "maximize has 3 entries"),
+        (torch.zeros(3, 2), {"maximize": [1, -1]}, TypeError, r"bool, or one .*, not \[1, -1\]"),
+        (torch.zeros(3, 2), {"maximize": ["max", "min"]}, TypeError, "maximize must be a bool"),
+        (torch.zeros(3, 3), {"maximize": "min"}, TypeError, "not 'min'"),
+        (torch.zeros(3, 2), {"maximize": None}, TypeError, "not None"),
         (
             torch.zeros(3, 2),
             {"mask": torch.ones(2).bool()},
