@@ -152,3 +152,25 @@ def read_reference(ref_point: Tensor | Sequence[float], points: Tensor) -> Tenso
             f"must be [{m}] or {[*points.shape[:-2], m]}"
         )
     return reference
+
+
+def read_gains(
+    points: Tensor, reference: Tensor, mask: Tensor | None, maximize: Maximize
+) -> Tensor:
+    """What each point gains over the reference point, [..., n, m]; zero rows count for nothing."""
+    valid = validity(points, mask)
+    check_finite(points, valid, "points")
+    y = oriented(points, maximize) - oriented(reference, maximize).unsqueeze(-2)
+    check_dominated(y.detach(), valid)
+    inside = valid & (y > 0).all(-1)
+    return torch.where(inside.unsqueeze(-1), y, torch.zeros_like(y))
+
+
+def check_dominated(y: Tensor, valid: Tensor) -> None:
+    """Refuse a reference point, at the origin of y, that no point of any front dominates."""
+    better = (y >= 0).all(-1) & (y > 0).any(-1) & valid
+    if bool(valid.any()) and not bool(better.any()):
+        raise ValueError(
+            "no point dominates the reference point; check its value and the direction of "
+            "`maximize`"
+        )

@@ -14,11 +14,13 @@ from torch import Tensor
 from gflow.pareto._check import (
     MEMORY_BUDGET,
     Maximize,
+    check_dominated,
     check_finite,
     check_points,
     check_same,
     compiled,
     oriented,
+    read_gains,
     read_reference,
     validity,
 )
@@ -85,29 +87,9 @@ def hypervolume(
     differentiable = torch.is_grad_enabled() and (points.requires_grad or reference.requires_grad)
     if method == "auto" and not differentiable and compiled(points):
         return _on_host(points, reference, mask, maximize, memory_budget)
-    gains = _gains(points, reference, mask, maximize)
+    gains = read_gains(points.double(), reference.double(), mask, maximize)
     values: Tensor = Volume.apply(flat(gains), method, memory_budget)  # type: ignore[no-untyped-call]
-    return values.view(gains.shape[:-2])
-
-
-def _gains(points: Tensor, reference: Tensor, mask: Tensor | None, maximize: Maximize) -> Tensor:
-    """What each point gains over the reference point, [..., n, m]; zero rows count for nothing."""
-    valid = validity(points, mask)
-    check_finite(points, valid, "points")
-    y = oriented(points, maximize) - oriented(reference, maximize).unsqueeze(-2)
-    _check_dominated(y.detach(), valid)
-    inside = valid & (y > 0).all(-1)
-    return torch.where(inside.unsqueeze(-1), y, torch.zeros_like(y))
-
-
-def _check_dominated(y: Tensor, valid: Tensor) -> None:
-    """Refuse a reference point, at the origin of y, that no point of any front dominates."""
-    better = (y >= 0).all(-1) & (y > 0).any(-1) & valid
-    if bool(valid.any()) and not bool(better.any()):
-        raise ValueError(
-            "no point dominates the reference point; check its value and the direction of "
-            "`maximize`"
-        )
+    return values.view(gains.shape[:-2]).to(points.dtype)
 
 
 def _on_host(
@@ -133,7 +115,7 @@ def _on_host(
     fronts = costs.reshape(math.prod(costs.shape[:-2]), *costs.shape[-2:])
     totals = [measure(front) for front in fronts]
     if not any(totals):
-        _check_dominated(torch.from_numpy(origin - costs), validity(points, mask))
+        check_dominated(torch.from_numpy(origin - costs), validity(points, mask))
     return torch.tensor(totals, dtype=points.dtype).view(points.shape[:-2])
 
 
@@ -172,10 +154,11 @@ def hypervolume_contributions(
     """
     check_points(points)
     reference = read_reference(ref_point, points)
-    gains = _gains(points.detach(), reference.detach(), mask, maximize)
+    gains = read_gains(points.detach().double(), reference.detach().double(), mask, maximize)
     front = non_dominated(gains, memory_budget=memory_budget)
     gains = gains * front.unsqueeze(-1)
-    return contributions(flat(gains), memory_budget).view(gains.shape[:-1])
+    values = contributions(flat(gains), memory_budget).view(gains.shape[:-1])
+    return values.to(points.dtype)
 
 
 def hypervolume_improvement(
@@ -216,7 +199,7 @@ def hypervolume_improvement(
     values: Tensor = Improvement.apply(  # type: ignore[no-untyped-call]
         flat(gains), new.shape[-2], memory_budget
     )
-    return values.view(gains.shape[:-2])
+    return values.view(gains.shape[:-2]).to(new.dtype)
 
 
 def hypervolume_improvement_alone(
@@ -243,7 +226,7 @@ def hypervolume_improvement_alone(
     numbers = torch.arange(k, device=new.device).expand(columns.shape[1], k)
     rivals = numbers.new_full((columns.shape[1], columns.shape[2] - k), -1)
     values = exclusive(columns[..., :k], columns[..., k:], numbers, rivals, False, memory_budget)
-    return values.view(*gains.shape[:-2], k)
+    return values.view(*gains.shape[:-2], k).to(new.dtype)
 
 
 def _joint_gains(
@@ -254,7 +237,7 @@ def _joint_gains(
     archive_mask: Tensor | None,
     maximize: Maximize,
 ) -> Tensor:
-    """Gains of k new points, then of n archived ones, which have no gradient: [..., k + n, m]."""
+    """Gains of k new points, then of n archived ones without gradient, [..., k + n, m] float64."""
     check_points(new, "new")
     check_points(archive, "archive")
     check_same(new, archive, "new", "archive")
@@ -267,4 +250,5 @@ def _joint_gains(
     valid = torch.cat(
         [validity(new, mask), validity(archive.detach(), archive_mask, "archive_mask")], -1
     )
-    return _gains(torch.cat([new, archive.detach()], -2), reference, valid, maximize)
+    joint = torch.cat([new, archive.detach()], -2).double()
+    return read_gains(joint, reference.double(), valid, maximize)

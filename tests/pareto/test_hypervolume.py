@@ -157,6 +157,28 @@ def test_contributions_of_a_front_with_many_rivals():
         assert abs((total - rest - ours[i]).item()) < 1e-13
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_single_precision_loses_nothing_on_the_way(seed, monkeypatch):
+    """A far reference point: differences of large boxes, whose rounding adds up in float32."""
+    points = front("clustered", 1000, 3, seed=seed).float()
+    ref = torch.full((3,), -3.05)
+    wide, wide_ref = points.double(), ref.double()
+    value = hypervolume(wide, wide_ref)
+    each = hypervolume_contributions(wide, wide_ref)
+    new = wide[:40] * 1.01
+    gain = hypervolume_improvement(new.float(), points, ref)
+    wanted = hypervolume_improvement(new.float().double(), wide, wide_ref)
+    torch.testing.assert_close(gain.double(), wanted, rtol=1e-6, atol=0)
+    for library in (True, False):
+        if not library:
+            monkeypatch.setattr("gflow.pareto._check.moocore", lambda: None)
+        single = hypervolume(points, ref, method="slices")
+        assert single.dtype is torch.float32
+        assert abs(single.item() / value.item() - 1) < 1e-6
+        ours = hypervolume_contributions(points, ref)
+        torch.testing.assert_close(ours.double(), each, rtol=1e-5, atol=1e-14)
+
+
 def finite_differences(function, points, step=1e-6):
     gradient = torch.zeros_like(points)
     for i in range(points.numel()):
