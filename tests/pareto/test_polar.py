@@ -1,9 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 
-from gflow.pareto import hypervolume, polar_hypervolume
+from gflow.pareto import hypervolume, non_dominated, polar_hypervolume
 
 from .fronts import KINDS, front, sphere_batch
+from .test_hypervolume import finite_differences
+from .test_package import growth
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 6])
@@ -56,6 +60,50 @@ def test_gradient_points_the_way_of_the_exact_one():
     torch.testing.assert_close(ours, exact, rtol=0.1, atol=0.01)
 
 
+@pytest.mark.parametrize("m", [2, 3, 4, 5, 6])
+def test_gradient_is_the_finite_difference(m):
+    points, ref = front("random", 14, m, seed=5).view(2, 7, m), [-0.2] * m
+
+    def value(y):
+        return polar_hypervolume(y, ref, n_directions=1000).value
+
+    leaf = points.clone().requires_grad_()
+    (ours,) = torch.autograd.grad(value(leaf).sum(), leaf)
+    # A step may move a direction to another point or axis: the step is short.
+    wanted = finite_differences(value, points, 1e-8)
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6)
+    assert (ours[~non_dominated(points)] == 0).all()
+
+
+def test_no_gradient_for_weakly_dominated_points_and_copies():
+    rows = [[1.0, 1.0], [2.0, 1.0], [2.0, 1.0], [-1.0, 9.0]]
+    leaf = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
+    (ours,) = torch.autograd.grad(hypervolume(leaf, [0.0, 0.0], method="polar"), leaf)
+    assert (ours[[0, 2, 3]] == 0).all()
+    torch.testing.assert_close(ours[1], torch.tensor([1.0, 2.0]).double(), rtol=0.05, atol=0)
+
+
+def test_points_beyond_the_reference_do_not_stretch_the_directions():
+    points = torch.tensor([[1.0, 1.0], [1e6, -1.0]], dtype=torch.float64)
+    outside = polar_hypervolume(points, [0.0, 0.0])
+    assert outside == polar_hypervolume(points[:1], [0.0, 0.0])
+
+
+def test_a_zero_draw_does_no_harm():
+    """In float32 the draws of this seed hold an exact zero."""
+    points = torch.cat([torch.full((2, 3), 0.5), torch.zeros(2, 3)])
+    generator = torch.Generator().manual_seed(146)
+    assert (torch.randn(16384, 3, generator=generator) == 0).any()
+    value, error = polar_hypervolume(points, [0.0] * 3, generator=generator.manual_seed(146))
+    assert abs(value.item() - 0.125) <= 4 * error.item()
+
+
+def test_memory_of_many_fronts_is_bounded():
+    points = sphere_batch(256, 4, 6)
+    budget = 32 * 2**20
+    assert growth(lambda: polar_hypervolume(points, [0.0] * 6, memory_budget=budget)) < 2 * budget
+
+
 def test_batch_mask_and_budget():
     points = sphere_batch(3, 12, 4)
     mask = torch.rand(3, 12, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -74,6 +122,9 @@ def test_bad_input():
         polar_hypervolume(torch.ones(3, 2), [0.0, 0.0], n_directions=1)
     with pytest.raises(ValueError, match="never guessed"):
         polar_hypervolume(torch.ones(3, 2), None)
+    for method in (polar_hypervolume, partial(hypervolume, method="polar")):
+        with pytest.raises(ValueError, match="no point dominates the reference point"):
+            method(-torch.ones(3, 2), [0.0, 0.0])
     with pytest.raises(ValueError, match="infinite"):
         polar_hypervolume(torch.ones(3, 2) / 0, [0.0, 0.0])
 
