@@ -94,12 +94,16 @@ class _Pair:
 
     def average(self, gaps: Tensor, counted: Tensor, power: float) -> Tensor:
         """(mean of gaps^power over what counts)^(1 / power); infinite for an empty set."""
-        if not power > 0:
-            raise ValueError(f"power must be positive, not {power}")
+        if not 0 < power < torch.inf:
+            raise ValueError(f"power must be positive and finite, not {power}")
         count = counted.sum(-1)
         total = gaps.masked_fill(~counted, 0.0)
-        mean = (total if power == 1 else total.pow(power)).sum(-1) / count.clamp(min=1)
-        mean = mean if power == 1 else mean.pow(1 / power)
+        if power != 1:
+            # Powers of zero have no slope to pass on, below one even an infinite one.
+            total = torch.where(total > 0, total, 1.0).pow(power).masked_fill(total == 0, 0.0)
+        mean = total.sum(-1) / count.clamp(min=1)
+        if power != 1:
+            mean = torch.where(mean > 0, mean, 1.0).pow(1 / power).masked_fill(mean == 0, 0.0)
         return mean.masked_fill(count == 0, torch.inf).view(self.shape)
 
 
@@ -133,7 +137,7 @@ def gd(
     Raises:
         TypeError: integer or half precision points, or two dtypes.
         ValueError: wrong shapes or devices, infinite coordinates, an empty reference, or a
-            power that is not positive.
+            power that is not positive and finite.
 
     Source: Van Veldhuizen, "Multiobjective evolutionary algorithms", 1999; mean of powers: Schutze
     et al., "Using the averaged Hausdorff distance as a performance measure", 2012.

@@ -118,8 +118,19 @@ def test_gradient_is_the_finite_difference(metric):
 def test_gradient_where_a_point_meets_the_reference():
     points = FRONT.clone().requires_grad_()
     for metric in (gd, igd, gd_plus, igd_plus):
-        (gradient,) = torch.autograd.grad(metric(points, FRONT), points)
-        assert (gradient == 0).all()
+        for power in (1.0, 2.0, 0.5):
+            (gradient,) = torch.autograd.grad(metric(points, FRONT, power=power), points)
+            assert (gradient == 0).all()
+            behind = (FRONT - torch.tensor([[0.1], [0.0], [0.0]])).requires_grad_()
+            (gradient,) = torch.autograd.grad(metric(behind, FRONT, power=power), behind)
+            assert gradient.isfinite().all() and (gradient[0] < 0).all()
+
+
+@pytest.mark.parametrize("metric", [gd, igd, gd_plus, igd_plus, averaged_hausdorff])
+@pytest.mark.parametrize("power", [0.5, 2.0, 3.0])
+def test_gradient_of_a_mean_of_powers(metric, power):
+    points, reference = (sphere_batch(2, 5, 3) * 0.9).requires_grad_(), sphere_batch(2, 7, 3)
+    assert torch.autograd.gradcheck(lambda y: metric(y, reference, power=power), points)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 4), st.integers(0, 10**6))
@@ -157,8 +168,9 @@ def test_bad_input():
         igd(FRONT, FRONT.long())
     with pytest.raises(ValueError, match="share the leading shape"):
         igd(FRONT[None], FRONT.expand(2, 3, 2))
-    with pytest.raises(ValueError, match="power must be positive"):
-        gd(FRONT, FRONT, power=0)
+    for power in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="power must be positive and finite"):
+            gd(FRONT, FRONT, power=power)
     with pytest.raises(ValueError, match="points has infinite coordinates"):
         gd(FRONT / 0, FRONT)
     with pytest.raises(ValueError, match="reference must be positive"):
