@@ -56,8 +56,8 @@ def top_k_diversity(
 
     Args:
         rewards: [..., n] scalarised rewards.
-        distances: [..., n, n] symmetric: edit distances of sequences, 1 - Tanimoto similarity of
-            molecules.
+        distances: [..., n, n] symmetric: edit distances of sequences (integers too), 1 - Tanimoto
+            similarity of molecules.
         k: how many count, at least 2.
         mask: [..., n] bool.
 
@@ -77,6 +77,8 @@ def top_k_diversity(
     n = rewards.shape[-1]
     rows = distances.gather(-2, best.unsqueeze(-1).expand(*best.shape, n))
     pairs = rows.gather(-1, best.unsqueeze(-2).expand(*best.shape, k))
+    if not pairs.is_floating_point():
+        pairs = pairs.to(rewards.dtype)
     upper = torch.ones(k, k, dtype=torch.bool, device=pairs.device).triu(1)
     return pairs[..., upper].mean(-1)
 
@@ -100,7 +102,7 @@ def modes(
 
     Raises:
         TypeError: rewards that are not floating.
-        ValueError: rewards that are not [n], or similarities of another shape.
+        ValueError: rewards that are not [n], similarities of another shape, or k < 1.
 
     Source: Bengio et al., "Flow network based generative models for non-iterative diverse
     candidate generation", 2021 (arXiv 2106.04399).
@@ -109,12 +111,14 @@ def modes(
     if rewards.dim() != 1:
         raise ValueError(f"rewards must be [n], not {list(rewards.shape)}")
     _check_matrix(similarity, rewards, "similarity")
+    if k is not None and k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
     count = int((~rewards.isnan()).sum())
     if count == 0:
         return torch.zeros(0, dtype=torch.long, device=rewards.device)
     order = _ranked(rewards, None, count)
     alike = (similarity[order][:, order] >= threshold).cpu()
-    open_ = torch.ones(count, dtype=torch.bool)
+    open_ = torch.ones_like(alike[0])
     kept: list[int] = []
     for i in range(count):
         if open_[i]:

@@ -31,6 +31,8 @@ def test_top_k_diversity():
     assert top_k_diversity(REWARDS, DISTANCES, 2).item() == 5
     assert top_k_diversity(REWARDS, DISTANCES, 3).item() == 5
     assert top_k_diversity(REWARDS, DISTANCES, 4).item() == 3.5
+    edits = top_k_diversity(REWARDS, DISTANCES.long(), 4)
+    assert edits.item() == 3.5 and edits.dtype is REWARDS.dtype
     batch = top_k_diversity(torch.stack([REWARDS, -REWARDS]), DISTANCES.expand(2, 4, 4), 2)
     assert batch.tolist() == [5, 2]
 
@@ -57,6 +59,7 @@ def test_modes_are_unlike_every_better_one():
         (lambda: top_k_reward(REWARDS, 1, torch.ones(4)), TypeError, "bool tensor"),
         (lambda: top_k_diversity(REWARDS, DISTANCES, 1), ValueError, "at least 2"),
         (lambda: top_k_diversity(REWARDS, DISTANCES[:2], 2), ValueError, "distances must have"),
+        (lambda: modes(REWARDS, DISTANCES, k=0), ValueError, "k must be at least 1, not 0"),
         (lambda: modes([0.5], DISTANCES), TypeError, "rewards must be a floating tensor"),
         (lambda: modes(DISTANCES, DISTANCES), ValueError, r"rewards must be \[n\]"),
         (lambda: modes(REWARDS, DISTANCES.to("meta")), ValueError, "similarity is on meta"),
