@@ -140,6 +140,7 @@ def pareto_front_of(
     problem: Any,
     n_points: int = 1000,
     *,
+    seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -148,6 +149,8 @@ def pareto_front_of(
     Args:
         problem: a pymoo `Problem`, its name ("zdt1"), or a botorch `MultiObjectiveTestProblem`.
         n_points: wanted where the problem can be asked; other fronts come as they are stored.
+            Dominated points, which some of the libraries' fronts hold, are left out.
+        seed: of fronts that are drawn (botorch's DTLZ).
         dtype: of the result.
         device: of the result.
 
@@ -155,25 +158,42 @@ def pareto_front_of(
         [k, m]; minimised objectives come with their sign changed.
 
     Raises:
-        ValueError: the problem has no known front.
+        ValueError: the problem is unknown or has no known front, or the front is one of those
+            that pymoo fetches from its site and that could not be had.
     """
     if isinstance(problem, str):
-        from pymoo.problems import get_problem
-
-        problem = get_problem(problem)
+        problem = _pymoo_problem(problem)
     if hasattr(problem, "gen_pareto_front"):
-        try:
-            front, minimised = problem.gen_pareto_front(n_points), not problem.negate
-        except NotImplementedError:
-            front = None
+        # botorch draws from the global generator, which is the caller's.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            try:
+                front, minimised = problem.gen_pareto_front(n_points), not problem.negate
+            except NotImplementedError:
+                front = None
     elif hasattr(problem, "pareto_front"):
-        front, minimised = _pymoo_front(problem, n_points), True
+        try:
+            front, minimised = _pymoo_front(problem, n_points), True
+        except OSError as error:
+            raise ValueError(
+                f"pymoo fetches the front of {type(problem).__name__} from its site: {error}"
+            ) from error
     else:
         raise ValueError(f"{type(problem).__name__} is neither a pymoo nor a botorch problem")
     if front is None:
         raise ValueError(f"{type(problem).__name__} has no known Pareto front")
-    points = torch.as_tensor(front, dtype=dtype, device=device)
-    return -points if minimised else points
+    points = torch.as_tensor(front, dtype=torch.float64)
+    points = -points if minimised else points
+    return points[non_dominated(points)].to(dtype=dtype, device=device)
+
+
+def _pymoo_problem(name: str) -> Any:
+    from pymoo.problems import get_problem
+
+    try:
+        return get_problem(name)
+    except Exception as error:
+        raise ValueError(f"pymoo does not give the problem {name!r}: {error}") from error
 
 
 def _pymoo_front(problem: Any, n_points: int) -> Any:

@@ -99,6 +99,34 @@ def test_fronts_of_botorch_problems():
     torch.testing.assert_close(pareto_front_of(ZDT1(dim=3), 50), pareto_front_of("zdt1", 50))
 
 
+def test_drawn_fronts_are_reproducible_and_leave_the_global_generator_alone():
+    from botorch.test_functions.multi_objective import DTLZ2
+
+    state, problem = torch.get_rng_state(), DTLZ2(dim=5, num_objectives=3)
+    front = pareto_front_of(problem, 20)
+    assert torch.equal(front, pareto_front_of(problem, 20))
+    assert not torch.equal(front, pareto_front_of(problem, 20, seed=1))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_dominated_points_of_a_stored_front_are_left_out():
+    """Some points of pymoo's ZDT3 are dominated by the end of the part before."""
+    front = pareto_front_of("zdt3", 100, dtype=torch.float64)
+    assert 90 < len(front) < 100
+    assert non_dominated(front).all()
+
+
+def test_a_front_that_cannot_be_fetched(monkeypatch):
+    from pymoo.problems.many.dtlz import DTLZ5
+
+    def offline(self, *args):
+        raise OSError("no network")
+
+    monkeypatch.setattr(DTLZ5, "_calc_pareto_front", offline)
+    with pytest.raises(ValueError, match="front of DTLZ5 from its site: no network"):
+        pareto_front_of("dtlz5")
+
+
 def test_problems_without_a_front():
     from botorch.test_functions.multi_objective import VehicleSafety
     from pymoo.problems.functional import FunctionalProblem
@@ -108,5 +136,7 @@ def test_problems_without_a_front():
     problem = FunctionalProblem(1, [lambda x: x[0], lambda x: -x[0]], xl=np.zeros(1), xu=np.ones(1))
     with pytest.raises(ValueError, match="FunctionalProblem has no known Pareto front"):
         pareto_front_of(problem)
+    with pytest.raises(ValueError, match="pymoo does not give the problem 'zdt9'"):
+        pareto_front_of("zdt9")
     with pytest.raises(ValueError, match="int is neither a pymoo nor a botorch problem"):
         pareto_front_of(3)
