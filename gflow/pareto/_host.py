@@ -48,4 +48,4 @@ def host_volumes(inside: Tensor, counts: Tensor, memory_budget: int) -> Tensor:
     for stop in counts.cumsum(0).tolist():
         volumes.append(measure(costs[start:stop]))
         start = stop
-    return torch.tensor(volumes, dtype=inside.dtype)
+    return inside.new_tensor(volumes)

@@ -116,7 +116,7 @@ def _on_host(
     totals = [measure(front) for front in fronts]
     if not any(totals):
         check_dominated(torch.from_numpy(origin - costs), validity(points, mask))
-    return torch.tensor(totals, dtype=points.dtype).view(points.shape[:-2])
+    return points.new_tensor(totals).view(points.shape[:-2])
 
 
 def hypervolume_contributions(

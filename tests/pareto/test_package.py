@@ -26,6 +26,17 @@ def test_public_names_are_documented_and_exist():
         assert getattr(pareto, name).__doc__
 
 
+def test_results_stay_beside_the_points_whatever_the_default_device():
+    points = sphere_batch(2, 30, 4)
+    similarity = points[0] @ points[0].T
+    with torch.device("meta"):
+        assert pareto.hypervolume(points, [0.0] * 4).device.type == "cpu"
+        assert pareto.hypervolume(points, [0.0] * 4, method="slices").device.type == "cpu"
+        assert pareto.hypervolume(points, [0.0] * 4, method="polar").device.type == "cpu"
+        assert pareto.hypervolume_contributions(points, [0.0] * 4).device.type == "cpu"
+        assert pareto.modes(points[0, :, 0], similarity).device.type == "cpu"
+
+
 def growth(work):
     peak = peak_memory(work)
     if math.isnan(peak):
