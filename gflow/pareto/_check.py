@@ -120,35 +120,36 @@ def check_finite(points: Tensor, valid: Tensor, name: str) -> None:
         raise ValueError(f"{name} has infinite coordinates; an exact value does not exist")
 
 
-def read_reference(ref_point: Tensor | Sequence[float], points: Tensor) -> Tensor:
+def read_reference(
+    ref_point: Tensor | Sequence[float], points: Tensor, name: str = "ref_point"
+) -> Tensor:
     """The reference point as a tensor [..., m] beside the points."""
-    if ref_point is None:
+    if ref_point is None and name == "ref_point":
         raise ValueError(
             "a reference point is needed and is never guessed; infer_reference_point proposes one"
         )
     if isinstance(ref_point, Tensor):
         if ref_point.device != points.device:
-            raise ValueError(f"ref_point is on {ref_point.device} but points is on {points.device}")
+            raise ValueError(f"{name} is on {ref_point.device} but points is on {points.device}")
         if not ref_point.is_floating_point():
-            raise TypeError(f"ref_point must be a floating tensor, not {ref_point.dtype}")
+            raise TypeError(f"{name} must be a floating tensor, not {ref_point.dtype}")
         reference, finite = ref_point.to(points.dtype), bool(ref_point.isfinite().all())
     else:
-        if not isinstance(ref_point, Iterable):
-            raise TypeError(
-                f"ref_point must be a tensor or m numbers, not {type(ref_point).__name__}"
-            )
-        values = [float(value) for value in ref_point]
+        try:
+            values = [float(value) for value in ref_point]
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a tensor or m numbers, not {ref_point!r}") from None
         reference, finite = points.new_tensor(values), all(map(math.isfinite, values))
     if not finite:
-        raise ValueError("ref_point has NaN or infinite coordinates")
+        raise ValueError(f"{name} has NaN or infinite coordinates")
     m = points.shape[-1]
     if reference.dim() == 0 or reference.shape[-1] != m:
         raise ValueError(
-            f"ref_point has shape {list(reference.shape)} but the points have {m} objectives"
+            f"{name} has shape {list(reference.shape)} but the points have {m} objectives"
         )
     if reference.dim() > 1 and reference.shape[:-1] != points.shape[:-2]:
         raise ValueError(
-            f"ref_point has shape {list(reference.shape)}; with points {list(points.shape)} it "
+            f"{name} has shape {list(reference.shape)}; with points {list(points.shape)} it "
             f"must be [{m}] or {[*points.shape[:-2], m]}"
         )
     return reference

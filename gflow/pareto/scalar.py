@@ -71,7 +71,8 @@ def r2(
         ideal_point = [float(ideal_point)] * points.shape[-1]
     valid = validity(points, mask)
     check_finite(points, valid, "points")
-    short = (read_reference(ideal_point, points).unsqueeze(-2) - points).abs()
+    ideal = read_reference(ideal_point, points, "ideal_point")
+    short = (ideal.unsqueeze(-2) - points).abs()
     short = flat(short.masked_fill(~valid.unsqueeze(-1), 0))
     distances, _ = closest(
         lambda weight, lack: (weight * lack).amax(-1),
@@ -143,6 +144,7 @@ def hsr(
     upper: float = 1.0,
     margin: float = 0.1,
     maximize: Maximize = True,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> Tensor:
     """Hypervolume Sharpe-ratio indicator: the best reward-to-risk ratio of a portfolio of points.
 
@@ -157,14 +159,15 @@ def hsr(
         upper: largest value of every objective.
         margin: widening of the range on both sides; papers use 0.1 and 0.3.
         maximize: one flag, or one for each objective.
+        memory_budget: bytes for the matrices of one front, five numbers for each pair of points.
 
     Returns:
         [...], in the dtype of the points.
 
     Raises:
         TypeError: integer or half precision points.
-        ValueError: wrong shapes or devices, infinite coordinates, an empty range, or points
-            outside the widened range.
+        ValueError: wrong shapes or devices, infinite coordinates, an empty range, points outside
+            the widened range, or a front too large for the budget.
 
     Source: Guerreiro, Fonseca, "Hypervolume Sharpe-ratio indicator: formalization and first
     theoretical results", 2016.
@@ -183,6 +186,12 @@ def hsr(
     front = non_dominated(places, valid, deduplicate=True)
     sets = flat(places).double().cpu().numpy()
     kept = front.reshape(sets.shape[:2]).cpu().numpy()
+    most = int(kept.sum(1).max(initial=0))
+    if 40 * most**2 > memory_budget:
+        raise ValueError(
+            f"a front of {most} points needs {40 * most**2} bytes for its Sharpe ratio, more than "
+            f"memory_budget = {memory_budget}"
+        )
     values = [_sharpe(one[keep]) for one, keep in zip(sets, kept, strict=True)]
     return points.new_tensor(values).view(points.shape[:-2])
 
@@ -199,10 +208,13 @@ def _sharpe(places: NDArray[np.float64]) -> float:
     places = places[(places > 0).all(1)]
     if len(places) == 0:
         return 0.0
-    overlap = np.minimum(places[:, None], places[None]).prod(-1)
+    overlap = np.ones((len(places), len(places)))
+    for place in places.T:
+        overlap *= np.minimum.outer(place, place)
     returns = np.diagonal(overlap).copy()
-    ridge = 1e-13 * returns.max() * np.eye(len(returns))
-    factor = cholesky(overlap + ridge, lower=True)
+    ridged = overlap.copy()
+    np.fill_diagonal(ridged, returns + 1e-13 * returns.max())
+    factor = cholesky(ridged, lower=True, overwrite_a=True)
     investments, _ = nnls(factor.T, solve_triangular(factor, returns, lower=True))
     investments /= investments.sum()
     gain = float(returns @ investments)

@@ -320,7 +320,9 @@ ONES = torch.ones(3, 2)
     ("points", "ref", "error", "words"),
     [
         (ONES, None, ValueError, "reference point is needed and is never guessed"),
-        (ONES, 0.0, TypeError, "ref_point must be a tensor or m numbers, not float"),
+        (ONES, 0.0, TypeError, "ref_point must be a tensor or m numbers, not 0.0"),
+        (ONES, [[0.0, 0.0]], TypeError, r"a tensor or m numbers, not \[\[0.0, 0.0\]\]"),
+        (ONES, "ab", TypeError, "a tensor or m numbers, not 'ab'"),
         (ONES, [0.0], ValueError, r"ref_point has shape \[1\] but the points have 2"),
         (ONES, torch.zeros(3, 2), ValueError, "it must be"),
         (ONES, [0.0, math.nan], ValueError, "NaN or infinite"),
