@@ -93,7 +93,8 @@ def polar_hypervolume(
     # In units of the largest gain of each axis no direction is wasted on a short one.
     scale = gains.amax(-2, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    some = max(1, memory_budget // (8 * n_directions * gains.element_size()))
+    # Live at once for each front and direction: its winner and its length, in pieces and joined.
+    some = max(1, memory_budget // (64 * n_directions))
     parts = [_moments(unit, w, memory_budget) for unit in flat(gains / scale).split(some)]
     mean, spread = (torch.cat(part).view(gains.shape[:-2]) for part in zip(*parts, strict=True))
     area = 2 * math.pi ** (m / 2) / (math.gamma(m / 2) * 2**m)
@@ -113,9 +114,8 @@ def _radii(gains: Tensor, w: Tensor, memory_budget: int) -> Tensor:
     batch, n, m = gains.shape
     rows = gains.detach()
     columns = rows.permute(2, 0, 1).contiguous().unsqueeze(-2)
-    block = max(
-        1, close_budget(gains, memory_budget) // max(1, 3 * batch * n * gains.element_size())
-    )
+    live = 3 * batch * max(n, m) * gains.element_size()
+    block = max(1, close_budget(gains, memory_budget) // live)
     places, limits = [], []
     for part in w.split(block):
         length = columns[0] / part[:, :1]
