@@ -76,17 +76,20 @@ class ParetoArchive:
         device: torch.device | str | None = None,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1, not {capacity}")
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"capacity must be a whole number of at least 1, not {capacity!r}")
         if truncate not in ("crowding", "contribution"):
             raise ValueError(f"truncate must be crowding or contribution, not {truncate!r}")
         shape = (*batch_shape, capacity)
-        m = 1 if ref_point is None else torch.as_tensor(ref_point).shape[-1]
+        given = torch.zeros(1) if ref_point is None else torch.as_tensor(ref_point)
+        if given.dim() == 0:
+            raise ValueError(f"ref_point must hold one number for each objective, not {ref_point}")
+        m = given.shape[-1]
         self.points = torch.zeros(*shape, m, dtype=dtype, device=device)
         check_points(self.points, "the archive")
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ids = torch.full(shape, -1, dtype=torch.long, device=device)
-        self.ref_point = read_reference(ref_point, self.points)
+        self.ref_point = read_reference(ref_point, self.points).detach().clone()
         factors = signs(maximize, m) or [1.0] * m
         self.maximize = [factor > 0 for factor in factors]
         self.truncate = truncate
@@ -133,8 +136,8 @@ class ParetoArchive:
         check_finite(points, valid, "points")
         if ids is None:
             ids = torch.full(valid.shape, -1, dtype=torch.long, device=points.device)
-        if ids.dtype is not torch.long:
-            raise TypeError(f"ids must be int64, not {ids.dtype}")
+        if not isinstance(ids, Tensor) or ids.dtype is not torch.long:
+            raise TypeError(f"ids must be an int64 tensor, not {getattr(ids, 'dtype', ids)!r}")
         if ids.shape != valid.shape or ids.device != points.device:
             raise ValueError(
                 f"ids must have shape {list(valid.shape)} on {points.device}, not "
@@ -163,7 +166,8 @@ class ParetoArchive:
         """Hypervolume of what is kept, [*batch_shape]; 0 while nothing exceeds the reference."""
         y = flat(oriented(self.points, self.maximize))
         gains = self._above(y, self.mask.view(y.shape[:-1]))
-        return measure(gains, "auto", self.memory_budget).view(self.mask.shape[:-1])
+        values = measure(gains, "auto", self.memory_budget)
+        return values.view(self.mask.shape[:-1]).to(self.points.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and settings, for `torch.save` and a load with weights_only=True."""
@@ -186,11 +190,10 @@ class ParetoArchive:
         missing = own.keys() - state.keys()
         if missing:
             raise ValueError(f"the archive state lacks {sorted(missing)}")
-        for name in ("maximize", "truncate"):
-            if state[name] != own[name]:
-                raise ValueError(
-                    f"the archive state has {name} {state[name]!r}, this one {own[name]!r}"
-                )
+        settings = {"maximize": list(state["maximize"]), "truncate": state["truncate"]}
+        for name, given in settings.items():
+            if given != own[name]:
+                raise ValueError(f"the archive state has {name} {given!r}, this one {own[name]!r}")
         for name in ("points", "mask", "ids", "ref_point"):
             if state[name].shape != own[name].shape or state[name].dtype != own[name].dtype:
                 raise ValueError(
@@ -235,8 +238,8 @@ class ParetoArchive:
 
     def _gains(self, ordered: Tensor, ranks: Tensor, keep: Tensor, size: int) -> Tensor:
         """What each new row adds to the archive and to the new rows before it, [B, k]."""
+        ordered, reference = ordered.double(), self._reference().unsqueeze(-1)
         gains = ordered.new_zeros(len(keep), keep.shape[1] - size)
-        reference = self._reference().unsqueeze(-1)
         # No gain is put in front, at place 0; rows that add nothing are there.
         values = torch.nn.functional.pad((ordered - reference).clamp_(min=0), (1, 0))
         lowest = (ordered <= reference).sum(-1, keepdim=True).to(ranks.dtype)
@@ -253,7 +256,7 @@ class ParetoArchive:
             axes, budget = values.transpose(0, 1), self.memory_budget
             found = exclusive_at(entering, rivals, axes, keys[:, :k], keys, True, budget)
             gains.scatter_(1, index, found)
-        return gains
+        return gains.to(self.points.dtype)
 
     def _truncated(self, y: Tensor, axes: tuple[Tensor, Tensor], keep: Tensor) -> Tensor:
         """The rows of [B, n + k] to keep, at most `capacity` of each front."""
@@ -272,14 +275,14 @@ class ParetoArchive:
         return keep
 
     def _reference(self) -> Tensor:
-        """The reference point of each front, [B, m]."""
-        reference = oriented(self.ref_point, self.maximize)
+        """The reference point of each front, [B, m] float64."""
+        reference = oriented(self.ref_point, self.maximize).double()
         m = reference.shape[-1]
         return reference.expand(*self.points.shape[:-2], m).reshape(-1, m)
 
     def _above(self, y: Tensor, counted: Tensor) -> Tensor:
-        """Gains over the reference point, [B, n, m]; zero rows for what does not count."""
-        gains = y - self._reference().unsqueeze(1)
+        """Gains over the reference point, [B, n, m] float64; zero rows for what does not count."""
+        gains = y.double() - self._reference().unsqueeze(1)
         return gains.masked_fill(~(counted & (gains > 0).all(-1)).unsqueeze(-1), 0)
 
 
@@ -316,5 +319,5 @@ def _smallest(scores: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
 def _filled(whole: Tensor, filler: float, rows: Tensor) -> Tensor:
     """Rows [B, n, ...] in the shape of the whole, with a filler behind them."""
     result = torch.full_like(whole, filler)
-    result.view(len(rows), -1, *rows.shape[2:])[:, : rows.shape[1]] = rows
+    result.view(len(rows), *whole.shape[1 - rows.dim() :])[:, : rows.shape[1]] = rows
     return result

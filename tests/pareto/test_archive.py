@@ -202,6 +202,30 @@ def test_load_refuses_another_archive(other, words):
         other.load_state_dict(ParetoArchive(6, [0.0, 1.0]).state_dict())
 
 
+def test_small_gains_keep_their_digits_in_float32():
+    archive = ParetoArchive(200, [-3.0] * 3)
+    exact = ParetoArchive(200, [-3.0] * 3, dtype=F64)
+    for seed in range(3):
+        points = (front("clustered", 60, 3, seed=seed)).float()
+        wanted = exact.add(points.double())
+        torch.testing.assert_close(archive.add(points).double(), wanted, rtol=1e-6, atol=0)
+
+
+def test_the_reference_is_the_archives_own():
+    reference = torch.zeros(2, requires_grad=True)
+    archive = ParetoArchive(4, reference)
+    with torch.no_grad():
+        reference += 5
+    archive.add(ONES)
+    assert archive.hypervolume() == 1
+
+
+def test_no_conditions_at_all():
+    archive = ParetoArchive(4, [0.0, 0.0], batch_shape=(0,))
+    assert archive.add(torch.ones(0, 3, 2)).shape == (0, 3)
+    assert archive.hypervolume().shape == (0,)
+
+
 def test_load_refuses_an_incomplete_state():
     with pytest.raises(ValueError, match=r"lacks \['ids'\]"):
         state = ParetoArchive(6, [0.0]).state_dict()
@@ -216,7 +240,9 @@ ONES = torch.ones(3, 2)
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: ParetoArchive(0, [0.0]), ValueError, "capacity must be at least 1, not 0"),
+        (lambda: ParetoArchive(0, [0.0]), ValueError, "at least 1, not 0"),
+        (lambda: ParetoArchive(4.0, [0.0]), ValueError, "whole number of at least 1, not 4.0"),
+        (lambda: ParetoArchive(4, 0.0), ValueError, "one number for each objective, not 0.0"),
         (lambda: ParetoArchive(4, None), ValueError, "never guessed"),
         (lambda: ParetoArchive(4, [0.0, math.inf]), ValueError, "NaN or infinite"),
         (lambda: ParetoArchive(4, [0.0], truncate="age"), ValueError, "crowding or contribution"),
@@ -226,7 +252,8 @@ ONES = torch.ones(3, 2)
         (lambda: ARCHIVE.add(ONES.double()), TypeError, "float64"),
         (lambda: ARCHIVE.add(ONES[None]), ValueError, "leading shape"),
         (lambda: ARCHIVE.add(ONES / 0), ValueError, "infinite"),
-        (lambda: ARCHIVE.add(ONES, ids=torch.ones(3)), TypeError, "ids must be int64"),
+        (lambda: ARCHIVE.add(ONES, ids=torch.ones(3)), TypeError, "ids must be an int64"),
+        (lambda: ARCHIVE.add(ONES, ids=[1, 2, 3]), TypeError, "ids must be an int64"),
         (lambda: ARCHIVE.add(ONES, ids=torch.arange(2)), ValueError, "ids must have shape"),
         (lambda: ARCHIVE.add(ONES.to("meta")), ValueError, "points is on meta"),
     ],
