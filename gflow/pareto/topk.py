@@ -8,23 +8,34 @@ from torch import Tensor
 from gflow.pareto._check import check_mask
 
 
-def _ranked(rewards: Tensor, mask: Tensor | None, k: int) -> Tensor:
-    """Positions of the k best rewards, best first, [..., k]."""
+def _valid(rewards: Tensor, mask: Tensor | None) -> Tensor:
+    """Which rewards count, [..., n]."""
     _check_rewards(rewards)
     valid = ~rewards.isnan()
     if mask is not None:
         check_mask(mask, rewards.unsqueeze(-1))
         valid = valid & mask
+    return valid
+
+
+def _descending(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Positions of the rewards, best first and those that do not count last, [..., n]."""
+    scores = rewards.detach().masked_fill(~valid, -torch.inf)
+    # A valid reward of minus infinity must still come before what does not count.
+    order = valid.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    within = scores.gather(-1, order).argsort(dim=-1, descending=True, stable=True)
+    return order.gather(-1, within)
+
+
+def _ranked(rewards: Tensor, mask: Tensor | None, k: int) -> Tensor:
+    """Positions of the k best rewards, best first, [..., k]."""
+    valid = _valid(rewards, mask)
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     fewest = int(valid.sum(-1).min()) if valid.numel() else 0
     if fewest < k:
         raise ValueError(f"k is {k} but a set has only {fewest} rewards")
-    scores = rewards.detach().masked_fill(~valid, -torch.inf)
-    # A valid reward of minus infinity must still come before what does not count.
-    order = valid.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-    within = scores.gather(-1, order).argsort(dim=-1, descending=True, stable=True)
-    return order.gather(-1, within)[..., :k]
+    return _descending(rewards, valid)[..., :k]
 
 
 def top_k_reward(rewards: Tensor, k: int = 10, mask: Tensor | None = None) -> Tensor:
@@ -84,49 +95,50 @@ def top_k_diversity(
 
 
 def modes(
-    rewards: Tensor, similarity: Tensor, *, threshold: float = 0.7, k: int | None = None
+    rewards: Tensor,
+    similarity: Tensor,
+    mask: Tensor | None = None,
+    *,
+    threshold: float = 0.7,
+    k: int | None = None,
 ) -> Tensor:
-    """Positions of the modes: candidates unlike every better one that was kept.
+    """Which candidates are modes: unlike every better one that is a mode.
 
-    Going down the ranking, i is kept when similarity[i, j] < threshold for every kept j. With k
-    it stops at the k-th mode, which is the diverse top k.
+    Going down the ranking, i is a mode when similarity[i, j] < threshold for every mode j before
+    it. With k it stops at the k-th mode, which is the diverse top k.
 
     Args:
-        rewards: [n]; NaN is left out.
-        similarity: [n, n], for example Tanimoto similarities.
+        rewards: [..., n]; NaN is left out.
+        similarity: [..., n, n], for example Tanimoto similarities.
+        mask: [..., n] bool.
         threshold: similarity from which two candidates are the same mode.
         k: how many modes at most.
 
     Returns:
-        int64 [number of modes], best first.
+        bool [..., n]; `.sum(-1)` counts them, `rewards[modes]` are the rewards of one set's.
 
     Raises:
-        TypeError: rewards that are not floating.
-        ValueError: rewards that are not [n], similarities of another shape, or k < 1.
+        TypeError: rewards that are not floating, or a mask that is not bool.
+        ValueError: similarities of another shape or device, or k < 1.
 
     Source: Bengio et al., "Flow network based generative models for non-iterative diverse
     candidate generation", 2021 (arXiv 2106.04399).
     """
-    _check_rewards(rewards)
-    if rewards.dim() != 1:
-        raise ValueError(f"rewards must be [n], not {list(rewards.shape)}")
+    valid = _valid(rewards, mask)
     _check_matrix(similarity, rewards, "similarity")
     if k is not None and k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    count = int((~rewards.isnan()).sum())
-    if count == 0:
-        return torch.zeros(0, dtype=torch.long, device=rewards.device)
-    order = _ranked(rewards, None, count)
-    alike = (similarity[order][:, order] >= threshold).cpu()
-    open_ = torch.ones_like(alike[0])
-    kept: list[int] = []
-    for i in range(count):
-        if open_[i]:
-            kept.append(i)
-            open_ &= ~alike[:, i]
-            if len(kept) == k:
-                break
-    return order[torch.tensor(kept, device=order.device)]
+    order = _descending(rewards, valid)
+    rows = similarity.gather(-2, order.unsqueeze(-1).expand_as(similarity))
+    alike = rows.gather(-1, order.unsqueeze(-2).expand_as(similarity)) >= threshold
+    free, found = valid.gather(-1, order), torch.zeros_like(valid)
+    for i in range(rewards.shape[-1]):
+        taken = free[..., i]
+        if k is not None:
+            taken = taken & (found.sum(-1) < k)
+        found[..., i] = taken
+        free = free & ~(alike[..., i] & taken.unsqueeze(-1))
+    return torch.zeros_like(found).scatter(-1, order, found)
 
 
 def _check_rewards(rewards: Tensor) -> None:

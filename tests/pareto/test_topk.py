@@ -41,13 +41,33 @@ def test_modes_are_unlike_every_better_one():
     similarity = torch.eye(4)
     similarity[1, 3] = similarity[3, 1] = 0.8
     similarity[2, 3] = similarity[3, 2] = 0.9
-    assert modes(REWARDS, similarity).tolist() == [1, 2, 0]
-    assert modes(REWARDS, similarity, k=2).tolist() == [1, 2]
-    assert modes(REWARDS, similarity, threshold=0.85).tolist() == [1, 3, 0]
+    yes, no = True, False
+    assert modes(REWARDS, similarity).tolist() == [yes, yes, yes, no]
+    assert modes(REWARDS, similarity, k=2).tolist() == [no, yes, yes, no]
+    assert modes(REWARDS, similarity, threshold=0.85).tolist() == [yes, yes, no, yes]
     rewards = REWARDS.clone()
     rewards[1] = math.nan
-    assert modes(rewards, similarity).tolist() == [3, 0]
+    assert modes(rewards, similarity).tolist() == [yes, no, no, yes]
+    assert modes(REWARDS, similarity, REWARDS < 0.8).tolist() == [yes, no, no, yes]
     assert modes(rewards[:0], similarity[:0, :0]).tolist() == []
+
+
+def test_modes_of_many_sets_are_those_of_each():
+    random = torch.Generator().manual_seed(0)
+    rewards = torch.rand(3, 2, 15, generator=random).round(decimals=1)
+    similarity = torch.rand(3, 2, 15, 15, generator=random)
+    similarity, mask = (similarity + similarity.mT) / 2, rewards > 0.2
+    for k in (None, 3):
+        together = modes(rewards, similarity, mask, threshold=0.6, k=k)
+        for i in range(3):
+            for j in range(2):
+                kept = []
+                for a in rewards[i, j].argsort(descending=True, stable=True).tolist():
+                    alike = any(similarity[i, j, a, b] >= 0.6 for b in kept)
+                    if mask[i, j, a] and not alike and len(kept) != k:
+                        kept.append(a)
+                assert together[i, j].nonzero().flatten().tolist() == sorted(kept)
+        assert 0 < together.sum() < mask.sum()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +81,7 @@ def test_modes_are_unlike_every_better_one():
         (lambda: top_k_diversity(REWARDS, DISTANCES[:2], 2), ValueError, "distances must have"),
         (lambda: modes(REWARDS, DISTANCES, k=0), ValueError, "k must be at least 1, not 0"),
         (lambda: modes([0.5], DISTANCES), TypeError, "rewards must be a floating tensor"),
-        (lambda: modes(DISTANCES, DISTANCES), ValueError, r"rewards must be \[n\]"),
+        (lambda: modes(DISTANCES, DISTANCES), ValueError, r"must have shape \[4, 4, 4\]"),
         (lambda: modes(REWARDS, DISTANCES.to("meta")), ValueError, "similarity is on meta"),
     ],
 )
