@@ -16,6 +16,9 @@ import torch
 
 Work = Callable[[], Any]
 
+AGREEMENT = 1e-9
+"""Relative difference from a peer's values above which a time counts for nothing."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -95,8 +98,9 @@ def compare(
 ) -> Row:
     """Measure one line.
 
-    `faster` is the least ratio asked for, `within` the most seconds asked for; without `zeros`
-    values for which the peer gives 0 are not compared.
+    `faster` is the least ratio asked for, `within` the most seconds asked for; neither is met by
+    values that differ from the peer's. Without `zeros` values for which the peer gives 0 are not
+    compared.
     """
     memory = peak_memory(ours, device)
     value, wanted = ours(), theirs() if theirs else None
@@ -106,11 +110,11 @@ def compare(
         gap = (a - b).abs() if zeros else (a - b)[b != 0].abs()
         error = float(gap.max() / b.abs().max())
     mine, others = _medians(ours, theirs, repeats, device)
-    bar, met = "", None
+    bar, met, agrees = "", None, not error > AGREEMENT
     if faster is not None:
-        bar, met = f"time x {1 / faster:.3g}", others / mine >= faster
+        bar, met = f"time x {1 / faster:.3g}", agrees and others / mine >= faster
     elif within is not None:
-        bar, met = f"{within * 1e3:.3g} ms", mine <= within
+        bar, met = f"{within * 1e3:.3g} ms", agrees and mine <= within
     return Row(what, setting, mine, peer, others, error, memory, bar, met)
 
 
