@@ -136,14 +136,15 @@ class DenoiserPolicy(nn.Module):
         numbers = torch.stack([value.flatten() for value in wide[:3]], 1).tolist()
         predict = self._along(clock, condition.encoding.to(x.dtype))
         walked, means = [x], []
-        for i, (a, b, s) in enumerate(numbers):
-            if env.source and first + i == 0:
+        for (a, b, s), at_time, drawn in zip(numbers, predict, noise.unbind(), strict=True):
+            if env.source and first == 0 and len(walked) == 1:
                 mean = torch.zeros_like(x)
             else:
-                mean = a * x + b * predict[i](x)
-            x = torch.add(mean, noise[i], alpha=s * spread)
-            means.append(mean)
+                mean = a * x + b * at_time(x)
+            x = torch.add(mean, drawn, alpha=s * spread)
             walked.append(x)
+            if keep_log_p:
+                means.append(mean)
         log_p = None
         if keep_log_p:
             std = wide[2].repeat_interleave(n, 0)
@@ -229,10 +230,11 @@ class DenoiserPolicy(nn.Module):
             output = output.index_copy(0, rows, some)
         return output
 
-    def _wanted(self, x: Tensor) -> list[int]:
+    def _wanted(self, x: Tensor) -> torch.Size:
         """Shape of the network's output."""
-        factor = 2 if self.log_variance_range else 1
-        return [len(x), factor * x.shape[1], *x.shape[2:]]
+        if not self.log_variance_range:
+            return x.shape
+        return torch.Size([len(x), 2 * x.shape[1], *x.shape[2:]])
 
     def _called(self, x: Tensor, clock: Tensor, encoding: Tensor) -> Tensor:
         # Models with a precision of their own convert what they must, and never the clock.
@@ -250,10 +252,11 @@ class DenoiserPolicy(nn.Module):
 
     def _shaped(self, output: Tensor, x: Tensor) -> Tensor:
         wanted, tensor = self._wanted(x), isinstance(output, Tensor)
-        if not tensor or list(output.shape) != wanted:
+        if not tensor or output.shape != wanted:
             found = list(output.shape) if tensor else f"a {type(output).__name__}"
             raise ValueError(
-                f"the network returned {found} for points {list(x.shape)}: it must return {wanted}"
+                f"the network returned {found} for points {list(x.shape)}: it must return "
+                f"{list(wanted)}"
             )
         return output
 
@@ -310,17 +313,20 @@ class TimeMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
         """[n, outputs]."""
-        return self._given(self._timed(t), x, encoding)
+        biases = self.point.bias + self._timed(t)
+        hidden = nn.functional.linear(_joined(x, encoding), self.point.weight)
+        output: Tensor = self.trunk((hidden.view(-1, *biases.shape) + biases).flatten(0, 1))
+        return output
 
     def along(self, times: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The network at each of the times [k], as functions of points and encodings."""
-        timed = self.time(time_features(times, 64))
-        return [partial(self._given, row) for row in timed.split(1)]
+        biases = self.point.bias + self.time(time_features(times, 64))
+        return [partial(self._at_time, bias) for bias in biases.unbind()]
 
-    def _given(self, timed: Tensor, x: Tensor, encoding: Tensor) -> Tensor:
-        seen = torch.cat([x, encoding], 1) if encoding.shape[1] else x
-        hidden = self.point(seen).view(-1, *timed.shape) + timed
-        output: Tensor = self.trunk(hidden.flatten(0, 1))
+    def _at_time(self, bias: Tensor, x: Tensor, encoding: Tensor) -> Tensor:
+        """The network where its first layer has this bias, the share of one time included."""
+        hidden = nn.functional.linear(_joined(x, encoding), self.point.weight, bias)
+        output: Tensor = self.trunk(hidden)
         return output
 
     def _timed(self, t: Tensor) -> Tensor:
@@ -337,6 +343,10 @@ class TimeMLP(nn.Module):
             t = t[:period]
         timed: Tensor = self.time(time_features(t, 64))
         return timed
+
+
+def _joined(x: Tensor, encoding: Tensor) -> Tensor:
+    return torch.cat([x, encoding], 1) if encoding.shape[1] else x
 
 
 class GradientGuided(nn.Module):
