@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -311,7 +312,8 @@ class AffineGaussian:
     def log_prob(self, action: Tensor) -> Tensor:
         """log-density of each row's point, [n]."""
         z = (action - self.mean) / self._safe_std
-        return self._reduced(-0.5 * z.square() - self._safe_std.log() - 0.5 * math.log(2 * math.pi))
+        width = self._safe_std.log() + 0.5 * math.log(2 * math.pi)
+        return -self._reduced(torch.add(width, z.square(), alpha=0.5))
 
     def log_probs(self) -> Tensor:
         """Refused: there is no list of all points."""
@@ -343,10 +345,14 @@ class AffineGaussian:
             )
         return AffineGaussian(self.mean, self.std * math.sqrt(temperature), self.reduction)
 
-    @property
+    @cached_property
+    def _still(self) -> Tensor:
+        return self.std == 0
+
+    @cached_property
     def _safe_std(self) -> Tensor:
-        return torch.where(self.std == 0, 1.0, self.std)
+        return torch.where(self._still, 1.0, self.std)
 
     def _reduced(self, values: Tensor) -> Tensor:
-        values = torch.where(self.std == 0, 0.0, values).flatten(1)
+        values = torch.where(self._still, 0.0, values).flatten(1)
         return values.sum(1) if self.reduction == "sum" else values.mean(1)

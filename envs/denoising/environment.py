@@ -223,6 +223,7 @@ class Denoising(Environment):
         ):
             if windowed and mine is stochastic:
                 continue
+            # One comparison, and none of a clock that still is this environment's own.
             if other is None or not torch.equal(mine, other.to(mine)):
                 raise ValueError(
                     f"the batch was sampled with another {name} than this environment's: evaluate "
@@ -232,12 +233,13 @@ class Denoising(Environment):
     def _marks(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Clock [B, T + 1] and stochastic steps [B, T] of a batch."""
         n, horizon = valid.shape
-        # Columns of padding repeat the end.
-        column = torch.arange(horizon + 1, device=valid.device).clamp(max=self.max_steps)
-        clock = self._table("tables", valid.device, torch.float32)[-1, column]
+        clock = self._table("tables", valid.device, torch.float32)[-1]
         drawn = self._table("drawn", valid.device, torch.bool)
-        drawn = drawn[column[:-1].clamp(max=self.max_steps - 1)]
-        return clock.expand(n, -1), drawn & valid
+        if (behind := horizon - self.max_steps) > 0:
+            # Columns of padding repeat the end.
+            clock = torch.cat([clock, clock[-1:].expand(behind)])
+            drawn = torch.cat([drawn, drawn[-1:].expand(behind)])
+        return clock[: horizon + 1].expand(n, -1), drawn[:horizon] & valid
 
     def coefficients(self, states: States, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A, B, s, then alpha and beta of the clean estimate if there is one, then the clock.

@@ -78,9 +78,11 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         # The last transition is a construction step: its P_B is asked at the terminal state.
         visited[torch.arange(batch.n, device=valid.device), lengths] = True
     row, column = visited.nonzero(as_tuple=True)
-    done = column >= lengths[row]
-    if batch.complete is not None:
-        done &= batch.complete[row]
+    done = torch.zeros_like(row, dtype=torch.bool)
+    if at_ends:
+        done = column >= lengths[row]
+        if batch.complete is not None:
+            done &= batch.complete[row]
     full = not at_ends and 0 < len(row) == valid.numel()
     states = States(_at(batch.states, row, column, full), column, done)
     construction = torch.nn.functional.pad(valid[:, 1:], (0, 1)) if env.has_stop else valid
@@ -113,7 +115,8 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         if kind == "tree":
             log_pb = torch.zeros_like(log_pf)
         elif kind == "fixed":
-            log_pb = _log_pb_by_kernel(policy, batch, construction).to(log_pf.dtype)
+            known = (row, column) if construction is valid else None
+            log_pb = _log_pb_by_kernel(policy, batch, construction, known).to(log_pf.dtype)
         elif kind == "paths":
             log_pb = _log_pb_by_paths(env, batch, total="log_pb" not in needs).to(log_pf.dtype)
         else:
@@ -246,9 +249,17 @@ def _spread(values: Tensor, places: Tensor) -> Tensor:
     return values.new_zeros(places.shape).masked_scatter(places, values)
 
 
-def _log_pb_by_kernel(policy: Policy, batch: Trajectories, construction: Tensor) -> Tensor:
-    """log P_B of construction steps by a kernel without parameters, [B, T]; 0 elsewhere."""
-    row, column = construction.nonzero(as_tuple=True)
+def _log_pb_by_kernel(
+    policy: Policy,
+    batch: Trajectories,
+    construction: Tensor,
+    places: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """log P_B of construction steps by a kernel without parameters, [B, T]; 0 elsewhere.
+
+    `places` are the rows and columns of these steps, where they are known.
+    """
+    row, column = places or construction.nonzero(as_tuple=True)
     full = len(row) == construction.numel()
     data = _at(batch.states[:, 1:], row, column, full)
     children = States(data, column + 1, column + 1 >= batch.lengths[row])
