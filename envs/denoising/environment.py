@@ -141,13 +141,13 @@ class Denoising(Environment):
         """Move to the points `actions` [n, *state_shape]."""
         done = shared(states.done)
         step = shared(states.step) + ~done
-        data = torch.where(self._wide(done), states.data, actions)
+        data = torch.where(self.wide(done), states.data, actions)
         return States(data, step.expand(states.n), (step == self.max_steps).expand(states.n))
 
     def backstep(self, states: States, actions: Tensor) -> States:
         """Move back to the points `actions` [n, *state_shape]."""
         step = shared(states.step)
-        data = torch.where(self._wide(step > 0), actions, states.data)
+        data = torch.where(self.wide(step > 0), actions, states.data)
         done = torch.zeros_like(step, dtype=torch.bool)
         return States(data, (step - 1).clamp(min=0).expand(states.n), done.expand(states.n))
 
@@ -254,9 +254,9 @@ class Denoising(Environment):
         """P_B: the state before each of `states`; where a walk starts, that is certain."""
         x = states.data
         a, s = self._table("undoing", x.device, x.dtype)[:, shared(states.step)].unbind()
-        return AffineGaussian(self._wide(a) * x, self._wide(s), reduction)
+        return AffineGaussian(self.wide(a) * x, self.wide(s), reduction)
 
-    def _wide(self, values: Tensor) -> Tensor:
+    def wide(self, values: Tensor) -> Tensor:
         """[n] against [n, *state_shape]."""
         return values.view(-1, *[1] * len(self.state_shape))
 

@@ -129,14 +129,13 @@ class DenoiserPolicy(nn.Module):
                 self, states, condition, noise, uniform, epsilon, temperature, backward,
                 keep_log_p, stop_early,
             )  # fmt: skip
-        x, *_ = self._inputs(states)
+        x = self._points(states)
         noise, spread = noise.to(x.dtype), math.sqrt(temperature)
-        rows = States(noise, here + torch.arange(len(noise)), states.done)
-        *wide, clock = env.coefficients(rows, x.dtype)
-        numbers = torch.stack([value.flatten() for value in wide[:3]], 1).tolist()
-        predict = self._along(clock, condition.encoding.to(x.dtype))
+        tables = env.tables[:, first : first + len(noise)].to(x.dtype)
+        predict = self._along(tables[-1], condition.encoding.to(x.dtype))
         walked, means = [x], []
-        for (a, b, s), at_time, drawn in zip(numbers, predict, noise.unbind(), strict=True):
+        numbers = zip(tables[:3].T.tolist(), predict, noise.unbind(), strict=True)
+        for (a, b, s), at_time, drawn in numbers:
             if env.source and first == 0 and len(walked) == 1:
                 mean = torch.zeros_like(x)
             else:
@@ -147,7 +146,7 @@ class DenoiserPolicy(nn.Module):
                 means.append(mean)
         log_p = None
         if keep_log_p:
-            std = wide[2].repeat_interleave(n, 0)
+            std = env.wide(tables[2].repeat_interleave(n))
             kernel = AffineGaussian(torch.cat(means), std, self.reduction)
             log_p = behaviour_log_prob(kernel, torch.cat(walked[1:]), epsilon, temperature)
             log_p = log_p.view(-1, n).T
@@ -262,12 +261,21 @@ class DenoiserPolicy(nn.Module):
 
     def _inputs(self, states: States) -> tuple[Tensor, ...]:
         """Points, then what `Denoising.coefficients` gives, in one precision."""
+        x = self._points(states)
+        return x, *self.env.coefficients(states, x.dtype)
+
+    def _points(self, states: States) -> Tensor:
+        """Points in the precision of the walk.
+
+        Raises:
+            ValueError: half precision.
+        """
         x = states.data
         if x.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(f"denoising needs points in float32 or float64, not {x.dtype}")
         if self.log_z.bias.dtype == torch.float64:
             x = x.double()
-        return x, *self.env.coefficients(states, x.dtype)
+        return x
 
 
 @contextmanager
@@ -321,13 +329,17 @@ class TimeMLP(nn.Module):
     def along(self, times: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The network at each of the times [k], as functions of points and encodings."""
         biases = self.point.bias + self.time(time_features(times, 64))
-        return [partial(self._at_time, bias) for bias in biases.unbind()]
+        # Weights at hand: looking them up in modules takes a fifth of a small step.
+        first = self.point.weight
+        behind = [(m.weight, m.bias) for m in self.trunk if isinstance(m, nn.Linear)]
 
-    def _at_time(self, bias: Tensor, x: Tensor, encoding: Tensor) -> Tensor:
-        """The network where its first layer has this bias, the share of one time included."""
-        hidden = nn.functional.linear(_joined(x, encoding), self.point.weight, bias)
-        output: Tensor = self.trunk(hidden)
-        return output
+        def at_time(bias: Tensor, x: Tensor, encoding: Tensor) -> Tensor:
+            hidden = nn.functional.linear(_joined(x, encoding), first, bias)
+            for weight, shift in behind:
+                hidden = nn.functional.linear(nn.functional.silu(hidden), weight, shift)
+            return hidden
+
+        return [partial(at_time, bias) for bias in biases.unbind()]
 
     def _timed(self, t: Tensor) -> Tensor:
         """What the network makes of times [n], [p, hidden]; they repeat with period p."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,8 +87,9 @@ class Scorer:
             rewards = self.rewards(batch)
         batch.rewards = rewards
         self._tell(Scored(batch, objects, scores))
-        finite = torch.isfinite(rewards)
-        if not bool(finite.all()):
+        # A sum is finite only where every term is: one look at one number.
+        if not math.isfinite(rewards.sum()):
+            finite = torch.isfinite(rewards)
             batch = batch.rows(finite.any(-1) if self.scalarization is None else finite.all(-1))
             if not batch.n and scores is None:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -188,7 +189,7 @@ class Trainer:
         self.runtime.average_gradients(self.parameters, loss.weight)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
-        finite = bool(torch.isfinite(norm + loss.value.detach()))
+        finite = math.isfinite(norm + loss.value.detach())
         if self.runtime.any(not finite):
             self._skip()
         else:
