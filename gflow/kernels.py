@@ -292,18 +292,19 @@ class AffineGaussian:
         std: broadcasts against `mean`, at least 0: [n, 1, ...] for one number a row.
         reduction: "sum" of the log-densities over a point's coordinates, or their "mean", which
             is a temperature of the number of coordinates (ratios of policy gradients use it).
+        rows: leading dimensions of `mean` that count rows; 2 for paths [B, T, *state_shape].
 
     Raises:
         ValueError: half precision, or an unknown reduction.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, reduction: str = "sum"):
+    def __init__(self, mean: Tensor, std: Tensor, reduction: str = "sum", rows: int = 1):
         for value in (mean, std):
             if value.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"Gaussian steps need float32 or float64, not {value.dtype}")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"unknown reduction {reduction!r}: choose sum or mean")
-        self.mean, self.std, self.reduction = mean, std, reduction
+        self.mean, self.std, self.reduction, self.rows = mean, std, reduction, rows
 
     def sample(self, noise: Tensor) -> Tensor:
         """Points [n, *state_shape] from standard normal noise of that shape."""
@@ -343,7 +344,8 @@ class AffineGaussian:
                 "there is no even choice among all points: explore continuous steps by a "
                 "temperature above 1, with epsilon=0"
             )
-        return AffineGaussian(self.mean, self.std * math.sqrt(temperature), self.reduction)
+        std = self.std * math.sqrt(temperature)
+        return AffineGaussian(self.mean, std, self.reduction, self.rows)
 
     @cached_property
     def _still(self) -> Tensor:
@@ -354,5 +356,5 @@ class AffineGaussian:
         return torch.where(self._still, 1.0, self.std)
 
     def _reduced(self, values: Tensor) -> Tensor:
-        values = torch.where(self._still, 0.0, values).flatten(1)
-        return values.sum(1) if self.reduction == "sum" else values.mean(1)
+        values = torch.where(self._still, 0.0, values).flatten(self.rows)
+        return values.sum(-1) if self.reduction == "sum" else values.mean(-1)

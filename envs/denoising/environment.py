@@ -233,8 +233,8 @@ class Denoising(Environment):
     def _marks(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Clock [B, T + 1] and stochastic steps [B, T] of a batch."""
         n, horizon = valid.shape
-        clock = self._table("tables", valid.device, torch.float32)[-1]
-        drawn = self._table("drawn", valid.device, torch.bool)
+        clock = self.table("tables", valid.device, torch.float32)[-1]
+        drawn = self.table("drawn", valid.device, torch.bool)
         if (behind := horizon - self.max_steps) > 0:
             # Columns of padding repeat the end.
             clock = torch.cat([clock, clock[-1:].expand(behind)])
@@ -246,21 +246,21 @@ class Denoising(Environment):
 
         Each of shape [n, 1, ...] against points, or [1, 1, ...] of `shared` steps; the clock [n].
         """
-        rows = self._table("tables", states.step.device, dtype)[:, shared(states.step)]
+        rows = self.table("tables", states.step.device, dtype)[:, shared(states.step)]
         wide = rows.view(*rows.shape, *[1] * len(self.state_shape)).unbind()
         return *wide[:-1], rows[-1].expand(states.n)
 
     def noising(self, states: States, reduction: str = "sum") -> AffineGaussian:
         """P_B: the state before each of `states`; where a walk starts, that is certain."""
         x = states.data
-        a, s = self._table("undoing", x.device, x.dtype)[:, shared(states.step)].unbind()
+        a, s = self.table("undoing", x.device, x.dtype)[:, shared(states.step)].unbind()
         return AffineGaussian(self.wide(a) * x, self.wide(s), reduction)
 
     def wide(self, values: Tensor) -> Tensor:
         """[n] against [n, *state_shape]."""
         return values.view(-1, *[1] * len(self.state_shape))
 
-    def _table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def table(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A table on a device, copied there once."""
         key = (name, device, dtype)
         if key not in self._kept:

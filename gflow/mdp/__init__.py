@@ -7,7 +7,7 @@ row is finished when its `done` flag is set. Backward moves undo forward ones on
 
 from gflow.mdp.contracts import Heads, Loss, Objective, Oracle, Policy, Reward
 from gflow.mdp.environment import Environment
-from gflow.mdp.evaluation import Evaluation, decisions, evaluate, stop_action
+from gflow.mdp.evaluation import Evaluation, decisions, evaluate, evaluate_steps, stop_action
 from gflow.mdp.states import Condition, States, concat_states, shared
 from gflow.mdp.trajectories import (
     Trajectories,
@@ -32,6 +32,7 @@ __all__ = [
     "concat_trajectories",
     "decisions",
     "evaluate",
+    "evaluate_steps",
     "pad_trajectories",
     "shared",
     "stop_action",

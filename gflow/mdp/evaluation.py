@@ -65,6 +65,11 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
     if own is not None:
         evaluation: Evaluation = own(batch, needs)
         return evaluation
+    return evaluate_steps(policy, batch, needs)
+
+
+def evaluate_steps(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Evaluation:
+    """`evaluate` for any policy: every real step is a row of its own."""
     env, valid = policy.env, batch.valid
     env.check(batch)
     kind = "tree" if env.tree else policy.backward
@@ -115,8 +120,7 @@ def evaluate(policy: Policy, batch: Trajectories, needs: frozenset[str]) -> Eval
         if kind == "tree":
             log_pb = torch.zeros_like(log_pf)
         elif kind == "fixed":
-            known = (row, column) if construction is valid else None
-            log_pb = _log_pb_by_kernel(policy, batch, construction, known).to(log_pf.dtype)
+            log_pb = _log_pb_by_kernel(policy, batch, construction).to(log_pf.dtype)
         elif kind == "paths":
             log_pb = _log_pb_by_paths(env, batch, total="log_pb" not in needs).to(log_pf.dtype)
         else:
@@ -249,17 +253,9 @@ def _spread(values: Tensor, places: Tensor) -> Tensor:
     return values.new_zeros(places.shape).masked_scatter(places, values)
 
 
-def _log_pb_by_kernel(
-    policy: Policy,
-    batch: Trajectories,
-    construction: Tensor,
-    places: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """log P_B of construction steps by a kernel without parameters, [B, T]; 0 elsewhere.
-
-    `places` are the rows and columns of these steps, where they are known.
-    """
-    row, column = places or construction.nonzero(as_tuple=True)
+def _log_pb_by_kernel(policy: Policy, batch: Trajectories, construction: Tensor) -> Tensor:
+    """log P_B of construction steps by a kernel without parameters, [B, T]; 0 elsewhere."""
+    row, column = construction.nonzero(as_tuple=True)
     full = len(row) == construction.numel()
     data = _at(batch.states[:, 1:], row, column, full)
     children = States(data, column + 1, column + 1 >= batch.lengths[row])

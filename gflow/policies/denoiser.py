@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,11 +12,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gflow.kernels import AffineGaussian
-from gflow.mdp import Condition, Heads, States, shared
+from gflow.mdp import (
+    Condition,
+    Evaluation,
+    Heads,
+    States,
+    Trajectories,
+    evaluate_steps,
+    shared,
+)
+from gflow.policies.columns import BY_COLUMNS, evaluate_columns, walk_columns
 from gflow.policies.common import seeded_weights
 from gflow.policies.log_z import LogZ
 from gflow.policies.networks import time_features
-from gflow.sampling.rollout import Block, behaviour_log_prob, step_block
+from gflow.sampling.rollout import Block, step_block
 
 if TYPE_CHECKING:
     from gflow.envs.denoising import Denoising
@@ -109,6 +117,12 @@ class DenoiserPolicy(nn.Module):
         # Not fused: rounded as published schedulers round, to the last bit.
         return AffineGaussian(a * x + b * output, s, self.reduction)
 
+    def evaluate(self, batch: Trajectories, needs: frozenset[str]) -> Evaluation:
+        """`gflow.mdp.evaluate`, by columns where that will do."""
+        fits = needs <= BY_COLUMNS and not self.log_variance_range and batch.valid.shape[1] > 1
+        by_columns = fits and bool(batch.valid.all())
+        return (evaluate_columns if by_columns else evaluate_steps)(self, batch, needs)
+
     def step_block(
         self,
         states: States,
@@ -121,39 +135,15 @@ class DenoiserPolicy(nn.Module):
         keep_log_p: bool,
         stop_early: bool,
     ) -> Block:
-        """`step_block` of rollouts; rows at one and the same step move by plain numbers."""
-        here, env, n = shared(states.step), self.env, states.n
+        """`step_block` of rollouts; by columns where all rows are at one step."""
+        here = shared(states.step)
         by_row = len(here) > 1 or backward or uniform is not None or self.log_variance_range > 0
-        if by_row or here.is_cuda or (first := int(here)) + len(noise) > env.max_steps:
+        if by_row or here.is_cuda or (first := int(here)) + len(noise) > self.env.max_steps:
             return step_block(
                 self, states, condition, noise, uniform, epsilon, temperature, backward,
                 keep_log_p, stop_early,
             )  # fmt: skip
-        x = self._points(states)
-        noise, spread = noise.to(x.dtype), math.sqrt(temperature)
-        tables = env.tables[:, first : first + len(noise)].to(x.dtype)
-        predict = self._along(tables[-1], condition.encoding.to(x.dtype))
-        walked, means = [x], []
-        numbers = zip(tables[:3].T.tolist(), predict, noise.unbind(), strict=True)
-        for (a, b, s), at_time, drawn in numbers:
-            if env.source and first == 0 and len(walked) == 1:
-                mean = torch.zeros_like(x)
-            else:
-                mean = a * x + b * at_time(x)
-            x = torch.add(mean, drawn, alpha=s * spread)
-            walked.append(x)
-            if keep_log_p:
-                means.append(mean)
-        log_p = None
-        if keep_log_p:
-            std = env.wide(tables[2].repeat_interleave(n))
-            kernel = AffineGaussian(torch.cat(means), std, self.reduction)
-            log_p = behaviour_log_prob(kernel, torch.cat(walked[1:]), epsilon, temperature)
-            log_p = log_p.view(-1, n).T
-        step = here + len(noise)
-        end = States(x, step.expand(n), (step == env.max_steps).expand(n))
-        active = torch.ones(n, len(noise), dtype=torch.bool)
-        return Block(end, torch.stack(walked[:-1], 1), x.new_zeros(*active.shape, 0), active, log_p)
+        return walk_columns(self, states, first, condition, noise, temperature, keep_log_p)
 
     def clean(self, states: States, condition: Condition) -> Tensor:
         """x0_hat, the data that each row's prediction expects, [n, *state_shape].
@@ -201,7 +191,7 @@ class DenoiserPolicy(nn.Module):
         asked, plain = both.chunk(2)
         return torch.lerp(plain, asked, self.guidance)
 
-    def _along(self, clock: Tensor, encoding: Tensor) -> list[Callable[[Tensor], Tensor]]:
+    def along(self, clock: Tensor, encoding: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """`predict` at each of the times [k]; of its points alone."""
         along = getattr(self.network, "along", None)
         if along is None or self.guidance != 1 or self._first[0].dtype != encoding.dtype:
@@ -261,16 +251,15 @@ class DenoiserPolicy(nn.Module):
 
     def _inputs(self, states: States) -> tuple[Tensor, ...]:
         """Points, then what `Denoising.coefficients` gives, in one precision."""
-        x = self._points(states)
+        x = self.points(states.data)
         return x, *self.env.coefficients(states, x.dtype)
 
-    def _points(self, states: States) -> Tensor:
-        """Points in the precision of the walk.
+    def points(self, x: Tensor) -> Tensor:
+        """Points in the precision of log-densities.
 
         Raises:
             ValueError: half precision.
         """
-        x = states.data
         if x.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(f"denoising needs points in float32 or float64, not {x.dtype}")
         if self.log_z.bias.dtype == torch.float64:
