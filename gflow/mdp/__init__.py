@@ -5,7 +5,7 @@ arXiv 2111.09266): construction starts at `initial`, each `step` takes one actio
 row is finished when its `done` flag is set. Backward moves undo forward ones one at a time.
 """
 
-from gflow.mdp.contracts import Heads, Loss, Objective, Oracle, Policy, Reward
+from gflow.mdp.contracts import Deferred, Heads, Loss, Objective, Oracle, Policy, Reward
 from gflow.mdp.environment import Environment
 from gflow.mdp.evaluation import Evaluation, decisions, evaluate, evaluate_steps, stop_action
 from gflow.mdp.states import Condition, States, concat_states, shared
@@ -18,6 +18,7 @@ from gflow.mdp.trajectories import (
 
 __all__ = [
     "Condition",
+    "Deferred",
     "Environment",
     "Evaluation",
     "Heads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -95,17 +96,37 @@ class Policy(Protocol):
         """
 
 
+class Deferred(Mapping[str, Tensor]):
+    """Metrics that are worked out where they are read: most steps are not logged.
+
+    Args:
+        functions: what gives each of them, by name.
+    """
+
+    def __init__(self, functions: dict[str, Callable[[], Tensor]]):
+        self.functions = functions
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.functions[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.functions)
+
+    def __len__(self) -> int:
+        return len(self.functions)
+
+
 class Loss(NamedTuple):
     """What an objective returns.
 
     Attributes:
         value: scalar to minimise.
-        metrics: detached scalars worth logging.
+        metrics: detached scalars worth logging; a `Deferred` where they cost something.
         weight: number of terms the mean in `value` runs over; parallel processes weigh by it.
     """
 
     value: Tensor
-    metrics: dict[str, Tensor]
+    metrics: Mapping[str, Tensor]
     weight: Tensor | int
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gflow.mdp import Environment, Evaluation, Loss, Policy, Trajectories, evaluate
+from gflow.mdp import Deferred, Environment, Evaluation, Loss, Policy, Trajectories, evaluate
 from gflow.objectives.balance import functions
 from gflow.objectives.balance.potential import (
     POTENTIALS,
@@ -73,10 +73,9 @@ class BalanceObjective(Term):
 
 def _loss(value: Tensor, log_z: Tensor, residual: Tensor, count: Tensor | int) -> Loss:
     """The loss with what every balance objective logs: its log Z and its mean residual."""
-    metrics = {
-        "log_z": log_z.detach().mean(),
-        "residual": residual.detach().abs().sum() / count,
-    }
+    # A learned log Z is its parameter, which the optimiser is about to change.
+    level, off = log_z.detach().mean(), residual.detach()
+    metrics = Deferred({"log_z": lambda: level, "residual": lambda: off.abs().sum() / count})
     return Loss(value, metrics, count)
 
 

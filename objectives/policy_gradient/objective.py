@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gflow.mdp import Condition, Evaluation, Loss, Policy, Trajectories, decisions, evaluate
+from gflow.mdp import (
+    Condition,
+    Deferred,
+    Evaluation,
+    Loss,
+    Policy,
+    Trajectories,
+    decisions,
+    evaluate,
+)
 from gflow.mdp.collective import gather
 from gflow.objectives.policy_gradient import surrogates
 from gflow.objectives.policy_gradient.advantage import Advantage
@@ -238,15 +247,13 @@ class PolicyGradient:
         assert batch.advantage is not None
         advantage = batch.advantage.to(log_p.dtype)
         old = log_p.detach() if batch.log_pf_old is None else batch.log_pf_old
-        ratio, share = RATIOS[self.ratio](log_p, old, mask), share_of(mask)
-        metrics: dict[str, Tensor] = {}
+        ratio = RATIOS[self.ratio](log_p, old, mask)
+        metrics: dict[str, Callable[[], Tensor]] = {}
         weight: Tensor | int
         if self.surrogate == "score_diff":
             value, weight = self._scores(log_p, ratio, advantage, mask, batch)
         else:
-            value, weight, metrics = self._surrogate(
-                log_p, old, ratio, advantage, mask, share, longest
-            )
+            value, weight, metrics = self._surrogate(log_p, old, ratio, advantage, mask, longest)
         value = -value
         if self.kl in KL_ESTIMATES:
             assert batch.log_pf_ref is not None
@@ -257,18 +264,17 @@ class PolicyGradient:
             weights = self._weights(counted, log_p.dtype, longest)
             penalty = aggregate(KL_ESTIMATES[self.kl](x), weights)
             value = value + self.kl_weight * penalty
-            metrics["kl"] = (KL_ESTIMATES["k3"](x.detach()) * share_of(counted)).sum()
+            metrics["kl"] = lambda: mean_of(KL_ESTIMATES["k3"](x.detach()), counted)
         if self.kl == "constraint":
             each = k1(log_ratio(old, log_p, mask))
             divergence = self._mean(each, mask, weight)
             # Whether the bound is met is for all processes to decide together.
             level = gather(each.detach()[mask])[0].mean()
             value = value + constraint(divergence, level, self.kl_bound, self.kl_weight)
-            metrics["kl"] = level
-        if found.entropy is not None:
-            entropy = self._mean(found.entropy, mask, weight)
-            value = value - self.entropy_weight * entropy
-            metrics["entropy"] = (found.entropy.detach() * share).sum()
+            metrics["kl"] = lambda: level
+        if (entropy := found.entropy) is not None:
+            value = value - self.entropy_weight * self._mean(entropy, mask, weight)
+            metrics["entropy"] = lambda: mean_of(entropy, mask)
         if self.advantage.baseline == "value":
             assert found.log_flow is not None and batch.value_target is not None
             assert batch.value_old is not None
@@ -276,13 +282,13 @@ class PolicyGradient:
                 found.log_flow, batch.value_old, batch.value_target, self.value_clip
             )
             value = value + self.value_weight * self._mean(errors, mask, weight)
-            metrics["value_loss"] = (errors.detach() * share).sum()
+            metrics["value_loss"] = lambda: mean_of(errors, mask)
         if batch.log_pf_old is not None:
-            each = ratio if self.ratio == "token" else RATIOS["token"](log_p, old, mask)
-            metrics["ratio"] = (each.detach() * share).sum()
-        taught = (mask & (advantage != 0)).any(1)
-        metrics["zero_advantage"] = 1 - taught.to(log_p.dtype).mean()
-        return Loss(value, metrics, weight)
+            metrics["ratio"] = lambda: mean_of(RATIOS["token"](log_p.detach(), old, mask), mask)
+        metrics["zero_advantage"] = lambda: (
+            1 - (mask & (advantage != 0)).any(1).to(log_p.dtype).mean()
+        )
+        return Loss(value, Deferred(metrics), weight)
 
     def _weights(self, mask: Tensor, dtype: torch.dtype, longest: int) -> Tensor:
         return step_weights(mask, self.aggregation, dtype, longest)
@@ -297,8 +303,8 @@ class PolicyGradient:
 
     def _surrogate(
         self, log_p: Tensor, old: Tensor, ratio: Tensor, advantage: Tensor, mask: Tensor,
-        share: Tensor, longest: int,
-    ) -> tuple[Tensor, Tensor | int, dict[str, Tensor]]:  # fmt: skip
+        longest: int,
+    ) -> tuple[Tensor, Tensor | int, dict[str, Callable[[], Tensor]]]:  # fmt: skip
         """The aggregated surrogate, what parallel processes weigh it by, and what was clipped."""
         if ratio.shape[1] == 1 < mask.shape[1]:
             # One ratio for a whole trajectory, whose advantage is the same at every step.
@@ -307,7 +313,6 @@ class PolicyGradient:
             if self.ratio == "elbo":
                 advantage = advantage / length
             mask = mask.any(1, keepdim=True)
-            share = share_of(mask)
         low: surrogates.Bound = 0.0
         high: surrogates.Bound = torch.inf
         if self.surrogate == "reinforce":
@@ -326,10 +331,10 @@ class PolicyGradient:
             if self.surrogate == "dyn_clip":
                 low, high = surrogates.dynamic_bounds(torch.where(mask, old, 0.0), low, high)
             each = surrogates.ppo_clip(ratio, advantage, low, high, self.dual_clip)
-        clipped: dict[str, Tensor] = {}
+        clipped: dict[str, Callable[[], Tensor]] = {}
         if self.surrogate != "reinforce":
-            clipped["clip_low"] = ((ratio < low) * share).sum()
-            clipped["clip_high"] = ((ratio > high) * share).sum()
+            clipped["clip_low"] = lambda: mean_of(ratio < low, mask)
+            clipped["clip_high"] = lambda: mean_of(ratio > high, mask)
         value = aggregate(each, self._weights(mask, log_p.dtype, longest))
         by_steps = self.aggregation == "token_mean"
         return value, mask.sum() if by_steps else len(mask), clipped
@@ -346,6 +351,6 @@ class PolicyGradient:
         return surrogates.score_difference(score, sign, groups, self.score_temperature)
 
 
-def share_of(mask: Tensor) -> Tensor:
-    """What each step in `mask` [B, T] weighs in a mean over all of them."""
-    return mask / mask.sum().clamp(min=1)
+def mean_of(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` over the steps in `mask`, both [B, T]; without gradient."""
+    return (values.detach() * (mask / mask.sum().clamp(min=1))).sum()

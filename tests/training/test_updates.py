@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gflow.config import ConfigError, from_dict
-from gflow.mdp import Loss
+from gflow.mdp import Deferred, Loss
 from gflow.objectives.balance import TrajectoryBalance
 from gflow.training import CheckpointError, Events, TrainerSettings
 from gflow.training.trainer import split_groups
@@ -102,6 +102,29 @@ def test_logged_scalars_are_means_over_the_parts():
     settings = TrainerSettings(updates=2, minibatches=2, log_every=1)
     grid_trainer(objective=Numbered(), settings=settings, events=events).run(2)
     assert seen == [(2.5, 25.0), (6.5, 65.0)]
+
+
+def test_deferred_metrics_are_worked_out_where_they_are_logged():
+    read = []
+
+    class Watched:
+        needs = frozenset()
+
+        def __call__(self, policy, batch):
+            value = policy.forward_head.bias.sum() * 0
+
+            def metric():
+                read.append(trainer.step)
+                return value.detach() + 3
+
+            return Loss(value, Deferred({"metric": metric}), batch.n)
+
+    seen = []
+    events = Events(on_log=[lambda trainer, info: seen.append(info["metric"])])
+    settings = TrainerSettings(log_every=3)
+    trainer = grid_trainer(objective=Watched(), settings=settings, events=events)
+    trainer.run(7)
+    assert read == [3, 6, 7] and seen == [3.0] * 3
 
 
 def test_the_state_of_an_objective_is_in_the_checkpoint(tmp_path):
