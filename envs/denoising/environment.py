@@ -32,6 +32,8 @@ class Denoising(Environment):
             prediction gives one.
         quiet: deterministic steps that can take the place of `forward`, see `only`.
         lengths: [N], how long each step is in time; differences of the clock by default.
+        linear: times [N + 1] on the path x_t = (1 - t) x_0 + t eps and what the network predicts
+            there, one of `PREDICTIONS`; None for a walk that is not on it.
 
     Raises:
         ValueError: tables of other lengths, entries that are no numbers, or a standard deviation
@@ -55,6 +57,7 @@ class Denoising(Environment):
         clean: tuple[Tensor, Tensor] | None = None,
         quiet: Steps | None = None,
         lengths: Tensor | None = None,
+        linear: tuple[Tensor, str] | None = None,
     ):
         steps = len(clock) - 1
         self.lengths = -clock.diff() if lengths is None else lengths
@@ -68,7 +71,7 @@ class Denoising(Environment):
             raise ValueError("a standard deviation of the schedule is below 0")
         self.state_shape = tuple(state_shape)
         self.source = source
-        self.quiet = quiet
+        self.quiet, self.linear = quiet, linear
         blank = int(source > 0)
         self.max_steps = steps + blank
         first = clock.new_zeros(1)
@@ -121,6 +124,7 @@ class Denoising(Environment):
             clean=self.clean and (self.clean[0][blank:], self.clean[1][blank:]),
             quiet=self.quiet,
             lengths=self.lengths,
+            linear=self.linear,
         )
 
     def __getstate__(self) -> dict[str, object]:

@@ -65,7 +65,54 @@ def flow(
         ("velocity", prediction),
         tables.euler(t, t_next),
         t - t_next,
-        linear=True,
+        linear=times,
+    )
+
+
+def on_linear_path(env: Denoising) -> tuple[Tensor, str]:
+    """Times [N + 1] of a flow and what its network predicts.
+
+    Raises:
+        ValueError: the schedule is not one of `flow`.
+    """
+    if env.linear is None:
+        raise ValueError("this needs a schedule of `flow`: the walk is not on the linear path")
+    return env.linear
+
+
+def at_times(env: Denoising, times: Tensor) -> Denoising:
+    """The deterministic steps of a flow at other times, its network fed and read as it was.
+
+    Args:
+        env: a schedule made by `flow`.
+        times: [N + 1] float64, falling within the times of `env` to the last of them.
+
+    Raises:
+        ValueError: a schedule that is no flow, or one whose clock is not linear in time, so that
+            nothing says what to feed the network between its steps.
+    """
+    grid, prediction = on_linear_path(env)
+    clock = env.tables[-1][-len(grid) :]
+    rate = (clock[0] - clock[-1]) / (grid[0] - grid[-1])
+
+    def fed(t: Tensor) -> Tensor:
+        return clock[-1] + rate * (t - grid[-1])
+
+    if not torch.allclose(fed(grid), clock, rtol=0, atol=1e-5 * float(clock.abs().max())):
+        raise ValueError(
+            "this needs a clock that is linear in time: nothing says what to feed the network "
+            "between the schedule's steps"
+        )
+    steps = tables.euler(times[:-1], times[1:])
+    return _on_path(
+        env.state_shape,
+        steps,
+        tables.linear_path(times),
+        fed(times),
+        ("velocity", prediction),
+        steps,
+        -times.diff(),
+        linear=times,
     )
 
 
@@ -102,7 +149,7 @@ def diffusion(
         ("noise", prediction),
         tables.ddim(signal[:-1], signal[1:], 0.0),
         -clock.diff() / (clock[0] - clock[-1]),
-        linear=False,
+        linear=None,
     )
 
 
@@ -174,9 +221,12 @@ def _on_path(
     predictions: tuple[str, str],
     quiet: Steps,
     lengths: Tensor,
-    linear: bool,
+    linear: Tensor | None,
 ) -> Denoising:
-    """A schedule whose sampler wants `predictions[0]` of a network that gives `predictions[1]`."""
+    """A schedule whose sampler wants `predictions[0]` of a network that gives `predictions[1]`.
+
+    `linear` holds the times, where the path is the linear one.
+    """
     left = float(path.noise[-1] / path.signal[-1])
     if not left <= LEFT:
         raise ValueError(
@@ -187,16 +237,18 @@ def _on_path(
         Path(path.signal[part], path.noise[part]) for part in (slice(-1), slice(1, None))
     )
     wanted, given = predictions
-    alpha, beta = tables.translation(here, given, wanted, linear)
+    straight = linear is not None
+    alpha, beta = tables.translation(here, given, wanted, straight)
     return Denoising(
         state_shape,
         tables.predicting(forward, alpha, beta),
         tables.noising(here, there),
         clock,
         source=1.0,
-        clean=tables.translation(here, given, "clean", linear),
+        clean=tables.translation(here, given, "clean", straight),
         quiet=tables.predicting(quiet, alpha, beta),
         lengths=lengths,
+        linear=None if linear is None else (linear, given),
     )
 
 

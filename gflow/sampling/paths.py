@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gflow.conditions import Conditions, PromptConditions
-from gflow.envs.denoising.schedules import flow
+from gflow.envs.denoising.environment import Denoising
+from gflow.envs.denoising.schedules import at_times, on_linear_path
 from gflow.envs.denoising.steps import dpm_multistep
 from gflow.mdp import Condition, States, Trajectories, concat_trajectories
 from gflow.policies.denoiser import DenoiserPolicy, on_schedule
@@ -78,17 +80,29 @@ class Compression:
 
     Attributes:
         share: points kept of the steps that are left, at least 2.
-        shift: time shift of the path's grid.
     """
 
     share: float = 0.4
-    shift: float = 1.0
 
-    def times(self, steps: int, first: int) -> Tensor:
-        """Times from step `first` of `steps` down to 0, evenly spaced before the shift."""
-        points = max(int(max((steps - first + 1) * self.share, 1)), 2)
-        u = torch.linspace(1 - first / steps, 0, points, dtype=torch.float64)
-        return self.shift * u / (1 + (self.shift - 1) * u)
+    def times(self, grid: Tensor, first: int) -> Tensor:
+        """Times from grid[first] down to the grid's last one, even before the grid's shift.
+
+        The shift is read off the grid's steps and interpolated between them, so that it is the
+        grid's own on every `time_grid`.
+
+        Args:
+            grid: [N + 1] float64, times falling from 1.
+            first: step that the rest begins with.
+        """
+        steps = len(grid) - 1
+        points = max(int((steps - first + 1) * self.share), 2)
+        u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]
+        inside = grid[1:-1]
+        shifts = inside * (1 - u) / (u * (1 - inside))
+        wanted = torch.linspace(1 - first / steps, 0, points, dtype=torch.float64)[1:-1]
+        shift = torch.from_numpy(np.interp(wanted, u.flip(0), shifts.flip(0)))
+        between = shift * wanted / (1 + (shift - 1) * wanted)
+        return torch.cat([grid[first : first + 1], between, grid[-1:]])
 
 
 class OnPaths(Resumable):
@@ -114,7 +128,8 @@ class OnPaths(Resumable):
         dtype: dtype of conditions and noise.
 
     Raises:
-        ValueError: sizes that do not divide one another, or settings that exclude one another.
+        ValueError: sizes that do not divide one another, settings that exclude one another, or a
+            compression of a schedule that is no flow.
     """
 
     saved = ("stream", "rollout_generator", "choice_generator")
@@ -153,6 +168,9 @@ class OnPaths(Resumable):
         window = Window(**window) if isinstance(window, Mapping) else window
         if isinstance(compression, Mapping):
             compression = Compression(**compression)
+        if compression is not None:
+            # Refused here rather than behind the first window.
+            at_times(policy.env, on_linear_path(policy.env)[0])
         self.group_size, self.window, self.shared = group_size, window, shared
         self.trunks, self.separate, self.share = trunks, separate, share
         self.compression, self.device = compression, device
@@ -216,9 +234,10 @@ class OnPaths(Resumable):
     def _finished(self, batch: Trajectories, last: int, kept: int) -> Trajectories:
         """The batch with the rest of the way, which counts as one long wait at its end."""
         assert self.compression is not None
-        times = self.compression.times(self.steps, last + 1)
+        grid, _ = on_linear_path(self.env)
+        rest = at_times(self.env, self.compression.times(grid, last + 1))
         before = (last + 1, batch.states[:, last + 1 - kept])
-        end = self.solve(batch.states[:, -1], times, batch.condition, before)
+        end = self.solve(batch.states[:, -1], rest, batch.condition, before)
         missing = self.steps + 1 - kept - batch.valid.shape[1]
         wait = end.unsqueeze(1).expand(-1, missing, *end.shape[1:])
         assert batch.log_pf_old is not None
@@ -237,13 +256,13 @@ class OnPaths(Resumable):
 
     @torch.no_grad()
     def solve(
-        self, x: Tensor, times: Tensor, condition: Condition, before: tuple[int, Tensor]
+        self, x: Tensor, rest: Denoising, condition: Condition, before: tuple[int, Tensor]
     ) -> Tensor:
         """Data from points `x` by DPM-Solver++ 2M, which remembers the estimate before.
 
         Args:
-            x: [B, *shape], points at times[0].
-            times: falling to 0.
+            x: [B, *shape], points where `rest` begins.
+            rest: the steps to take, see `at_times`.
             condition: B conditions.
             before: the step before and the points [B, *shape] it left.
         """
@@ -255,10 +274,11 @@ class OnPaths(Resumable):
             return self.policy.clean(States(points, at, start.done), condition)
 
         memory = clean(earlier, column)
-        t_before = torch.cat([self.env.tables[-1][column].view(1), times[:-2]])
+        (grid, _), (times, _) = on_linear_path(self.env), on_linear_path(rest)
+        # Step k is column k + 1, behind the draw of the noise.
+        t_before = torch.cat([grid[column - 1 : column], times[:-2]])
         table = dpm_multistep(times[:-1], times[1:], t_before)
-        grid = flow(self.env.state_shape, times, "euler")
-        with on_schedule(self.policy, grid):
+        with on_schedule(self.policy, rest):
             for k, (a, b, c) in enumerate(zip(*(v.tolist() for v in table), strict=True)):
                 estimate = clean(x, k + 1)
                 x, memory = a * x + b * estimate + c * memory, estimate

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gflow.conditions import PromptConditions
-from gflow.envs.denoising.schedules import flow
+from gflow.envs.denoising.schedules import at_times, diffusion, flow
 from gflow.envs.denoising.steps import time_grid
 from gflow.mdp import States
 from gflow.policies.denoiser import DenoiserPolicy, on_schedule
@@ -82,12 +82,16 @@ def test_random_windows_are_even_over_their_range():
     [(25, 4, 0.4, 8), (25, 4, 0.2, 4), (16, 4, 0.4, 5), (10, 9, 0.1, 2)],
 )
 def test_compressed_grids(steps, first, share, points):
-    times = Compression(share).times(steps, first)
+    times = Compression(share).times(time_grid(steps), first)
     assert len(times) == points and float(times[-1]) == 0
     assert float(times[0]) == pytest.approx(1 - first / steps)
     assert (times.diff() + times[0] / (points - 1)).abs().max() < 1e-12
-    shifted = Compression(share, shift=3.0).times(steps, first)
-    assert float(shifted[0]) == pytest.approx(float(time_grid(steps, 3.0)[first]))
+    # A shifted grid is even before its shift.
+    shifted = Compression(share).times(time_grid(steps, 3.0), first)
+    assert torch.allclose(shifted, 3 * times / (1 + 2 * times))
+    # Another grid keeps its own nodes.
+    bent = time_grid(steps).square()
+    assert torch.allclose(Compression(1.0).times(bent, first), bent[first:])
 
 
 def test_steps_outside_the_window_are_eulers():
@@ -234,8 +238,8 @@ def test_the_solver_is_more_exact_than_euler():
     before = x + 0.01 * policy.predict(x, torch.full((4,), t).double(), condition.encoding)
     policy.network = _Exact()
     error = {}
-    error["solver"] = (walk.solve(x, times, condition, (10, before)) - exact).abs().max()
-    grid = flow((1,), times, "euler")
+    grid = at_times(policy.env, times)
+    error["solver"] = (walk.solve(x, grid, condition, (10, before)) - exact).abs().max()
     with on_schedule(policy, grid):
         states = States(x, torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool))
         for _ in range(20):
@@ -243,6 +247,57 @@ def test_the_solver_is_more_exact_than_euler():
     error["euler"] = (states.data - exact).abs().max()
     assert silent.deterministic
     assert error["solver"] < 0.2 * error["euler"] and error["solver"] < 0.02
+
+
+class _Predicting(nn.Module):
+    """Of a normal variable: velocity, clean point or noise, exactly; fed t or a multiple of it."""
+
+    def __init__(self, prediction, unit):
+        super().__init__()
+        self.prediction, self.unit, self.fed = prediction, unit, []
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x, t, encoding):
+        self.fed.append(float(t[0]) / self.unit)
+        t = t.double().unsqueeze(1) / self.unit
+        velocity = gauss1d.slope(t) * (x - (1 - t) * gauss1d.MEAN) - gauss1d.MEAN
+        whole = {"velocity": velocity, "clean": x - t * velocity, "noise": x + (1 - t) * velocity}
+        return whole[self.prediction] + 0 * self.weight
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_rest_of_the_way_is_the_same_however_the_network_is_fed_and_read(shift):
+    # Inside (0, 1) all predictions say the same.
+    times = 0.98 * time_grid(12, shift)
+    ends, fed = [], []
+    for prediction, unit in (("velocity", 1.0), ("velocity", 1000.0), ("clean", 1.0), ("noise", 7)):
+        env = flow((1,), times, prediction=prediction, clock=unit * times)
+        policy = DenoiserPolicy(env, _Predicting(prediction, unit)).double()
+        walk = OnPaths(
+            policy, PromptConditions(1), score, 8, 0, window=Window("sliding", size=2),
+            compression=Compression(0.4), dtype=torch.float64,
+        )  # fmt: skip
+        ends.append(walk().terminal.data)
+        fed.append(policy.network.fed)
+    for end, seen in zip(ends, fed, strict=True):
+        assert torch.allclose(end, ends[0], atol=1e-9) and seen == pytest.approx(fed[0])
+    # Two steps, the estimate before the rest, and three steps where the grid is.
+    assert fed[0][:3] == pytest.approx([float(times[0]), float(times[1]), float(times[1])])
+    wanted = torch.linspace(1 - 2 / 12, 0, 4)[:3].double()
+    assert fed[0][3] == pytest.approx(float(times[2]))
+    if shift == 1.0:
+        assert fed[0][3:] == pytest.approx((0.98 * wanted).tolist(), abs=0.01)
+
+
+def test_a_rest_that_nothing_defines_is_refused():
+    options = {"window": Window("sliding", size=2), "compression": Compression(0.4)}
+    signal = torch.linspace(0.1, 0.998, STEPS + 1)
+    env = diffusion((3,), signal, clock=1000 * time_grid(STEPS))
+    with pytest.raises(ValueError, match="not on the linear path"):
+        strategy(DenoiserPolicy(env, Pull(), condition_size=1), **options)
+    env = flow((3,), time_grid(STEPS), clock=time_grid(STEPS).sqrt())
+    with pytest.raises(ValueError, match="clock that is linear in time"):
+        strategy(DenoiserPolicy(env, Pull(), condition_size=1), **options)
 
 
 class _Exact(nn.Module):
