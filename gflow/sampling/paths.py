@@ -53,15 +53,22 @@ class Window:
             raise ValueError(f"unknown window {self.kind!r}: choose all, random or sliding")
         if self.kind != "all" and (self.size < 1 or self.every < 1 or self.stride < 1):
             raise ValueError(f"a {self.kind} window needs size, every and stride of at least 1")
+        if self.before < 0:
+            raise ValueError(f"a window cannot end before step {self.before}")
 
     def mask(self, steps: int, update: int, random: torch.Generator) -> Tensor:
         """[steps] bool.
 
         Raises:
-            ValueError: a window larger than the path.
+            ValueError: a window larger than the path, or a path without a step to learn from.
         """
         number = torch.arange(steps)
         last = min(self.before or steps - 1, steps - 1)
+        if last < 1:
+            raise ValueError(
+                f"no step of {steps} can be learned from: a path needs at least 2, the last of "
+                "which never has noise"
+            )
         if self.kind == "all":
             return number < last
         starts = last - self.size + 1

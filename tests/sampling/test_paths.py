@@ -337,3 +337,8 @@ def test_settings_that_make_no_sense_are_refused():
         Window("random")
     with pytest.raises(ValueError, match="does not fit"):
         strategy(window=Window("random", size=6))()
+    for window in (Window(), Window("random", size=1), Window("sliding", size=1)):
+        with pytest.raises(ValueError, match="no step of 1 can be learned from"):
+            strategy(make(steps=1), window=window)()
+    with pytest.raises(ValueError, match="cannot end before step -2"):
+        Window(before=-2)
