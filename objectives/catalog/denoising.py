@@ -60,30 +60,34 @@ def _row(
     objective: PathGradient,
     schedule: dict[str, Any],
     *tags: str,
+    group_size: int = 16,
     **paths: Any,
 ) -> Method:
     return Method(
         name, summary, *paper, ("policy gradient", "denoising", *tags), objective,
-        defaults={"group_size": 16, "schedule": schedule, "paths": paths},
+        defaults={"group_size": group_size, "schedule": schedule, "paths": paths},
     )  # fmt: skip
 
 
+# Mean and standard deviation of a prompt's last rewards, earlier batches included.
+_RUNNING = PathGradient(buffer=32, least=16, ddof=0, eps=1e-6)
 _OVER_BATCH = PathGradient(scale="batch_std", ddof=0, eps=1e-4)
 _OVER_GROUP = PathGradient(scale="group_std", ddof=0, eps=1e-4)
 
 ROWS = (
     _row(
         "ddpo_sf", "Score-function gradient on denoising steps, one update for each batch", _DDPO,
-        PathGradient(ddof=0, eps=1e-6, clip=(0.0, math.inf)), _ANCESTRAL
+        replace(_RUNNING, clip=(0.0, math.inf)), _ANCESTRAL
     ),
     _row(
         "ddpo", "Importance-sampled policy gradient on denoising steps", _DDPO,
-        PathGradient(ddof=0, eps=1e-6), _ANCESTRAL
+        _RUNNING, _ANCESTRAL
     ),
     _row(
         "dpok", "Policy gradient on denoising steps with a learned baseline, near its reference",
         _DPOK,
-        PathGradient(baseline="value", scale="none", pessimistic=False, kl_weight=0.01),
+        # The release weighs the divergence by 0.01 and the reward by 100.
+        PathGradient(baseline="value", scale="none", pessimistic=False, kl_weight=0.01 / 100),
         _ANCESTRAL, "reference"
     ),
     _row(
@@ -115,13 +119,13 @@ ROWS = (
     _row(
         "mix_grpo_flash", "MixGRPO with a higher-order solver in fewer steps behind the window",
         _MIX,
-        PathGradient(combine="norm_then_sum"), _FLOW_SDE, "group", window=_SLIDING,
-        shared="noise", compression={"share": 0.4}
+        PathGradient(combine="norm_then_sum"), _FLOW_SDE, "group",
+        window={**_SLIDING, "every": 20}, shared="noise", compression={"share": 0.4}
     ),
     _row(
         "temp_flow_grpo", "Each step's credit by branches of its own, weighed by its noise", _TEMP,
         replace(_OVER_GROUP, weight="noise", kl_weight=0.004), _FLOW_SDE, "group",
-        "reference", shared="prefix", separate=True
+        "reference", group_size=24, shared="prefix", trunks=4, separate=True
     ),
     _row(
         "grpo_guard", "Ratios of zero mean and even spread, gradients even over the steps", _GUARD,

@@ -10,6 +10,7 @@ from gflow.envs.denoising import steps as tables
 from gflow.envs.denoising.schedules import flow
 from gflow.kernels import AffineGaussian
 from gflow.mdp import Trajectories
+from gflow.objectives.catalog import get_method
 from gflow.objectives.policy_gradient.advantages import advantage
 from gflow.objectives.policy_gradient.buffer import RewardBuffer
 from gflow.objectives.policy_gradient.path_objective import PathGradient
@@ -293,6 +294,20 @@ def test_rewards_of_earlier_batches_are_remembered():
     assert third.tolist() == pytest.approx([0.57735] * 3, abs=1e-5)
     many = RewardBuffer(2, 1).standardized(asked(*[0] * 5), torch.arange(5.0).double(), 0.0)
     assert many.tolist() == pytest.approx([-7, -5, -3, -1, 1])
+
+
+def test_rows_hold_the_published_settings():
+    row = {name: get_method(name) for name in ("ddpo", "ddpo_sf", "dpok", "temp_flow_grpo")}
+    for name in ("ddpo", "ddpo_sf"):
+        found = row[name].objective
+        assert (found.buffer, found.least, found.ddof, found.eps) == (32, 16, 0, 1e-6)
+    # 100 (r - V) and 0.01 KL, of which only the ratio matters here.
+    assert row["dpok"].objective.kl_weight == pytest.approx(1e-4)
+    settings = row["temp_flow_grpo"].defaults
+    assert settings["group_size"] == 24 and settings["paths"]["trunks"] == 4
+    # MixGRPO's windows stay 25 updates, those of Flash 20.
+    stays = [get_method(f"mix_grpo{end}").defaults["paths"]["window"] for end in ("", "_flash")]
+    assert [(window["size"], window["every"]) for window in stays] == [(4, 25), (4, 20)]
 
 
 def test_a_buffer_belongs_to_one_run():
