@@ -130,7 +130,7 @@ class Advantage:
             found = torch.where(total > self.labels, 1.0, -1.0).to(total.dtype)
             found = found.masked_fill(total.isnan(), 0.0)
         elif memory is None:
-            groups = _across(batch)
+            groups = all_groups(batch)
             if int(groups.sizes.max()) < 2:
                 raise ValueError(
                     "a group of one has nothing to be compared with: the baseline "
@@ -296,7 +296,7 @@ def _changes(policy: Policy, memory: Memory) -> Tensor:
     return change.index_copy(0, number, gather(mean)[0].to(change.dtype))
 
 
-def _across(batch: Trajectories) -> Groups:
+def all_groups(batch: Trajectories) -> Groups:
     """The groups of all processes: whole groups live in one process."""
     valid = batch.valid
     group = torch.arange(batch.n, device=valid.device) if batch.group is None else batch.group

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gflow.kernels import AffineGaussian
 from gflow.mdp import Loss, Policy, States, Trajectories
+from gflow.mdp.collective import gather
+from gflow.objectives.policy_gradient.advantage import all_groups
 from gflow.objectives.policy_gradient.advantages import advantage, weighted_total
 from gflow.objectives.policy_gradient.buffer import RewardBuffer
-from gflow.objectives.policy_gradient.groups import Groups
 from gflow.objectives.policy_gradient.paths import (
     POWERS,
     WEIGHTS,
@@ -210,30 +211,32 @@ class PathGradient:
         return rewards, weighted_total(rewards, weights), weights
 
     def _advantages(self, batch: Trajectories) -> Tensor:
-        """What is better than expected in each path, [B]."""
+        """What is better than expected in each path, [B], among those of all processes."""
         rewards, total, weights = self._rewards(batch)
-        assert batch.group is not None
+        total, mine = gather(total)
         if self.buffer:
             if self.memory is None:
                 raise ValueError("a buffer of rewards needs a memory: train what fresh() returns")
-            return self.memory.standardized(batch.condition.encoding, total, self.eps)
-        groups = Groups.of(batch.group)
+            encoding = gather(batch.condition.encoding)[0]
+            return self.memory.standardized(encoding, total, self.eps)[mine]
+        groups = all_groups(batch)
         if self.baseline in ("group_mean", "leave_one_out") and int(groups.sizes.max()) < 2:
             raise ValueError(
                 "a group of one has nothing to be compared with: the baseline "
                 f"{self.baseline!r} needs at least two paths for each condition"
             )
-        return advantage(
-            rewards,
+        better = advantage(
+            gather(rewards)[0],
             groups,
-            batch.lengths,
+            gather(batch.lengths)[0],
             combine="norm_then_sum" if self.combine == "norm_then_sum" else "sum_then_norm",
             baseline="none" if self.baseline == "value" else self.baseline,
             scale=self.scale,
-            weights=weights,
+            weights=gather(weights)[0],
             eps=self.eps,
             ddof=self.ddof,
         )
+        return better[mine]
 
 
 def step_table(policy: Policy) -> StepTable:
