@@ -40,18 +40,20 @@ DTYPES = [torch.float32, torch.float64]
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_replay_identity(name, dtype):
-    """Re-evaluated with unchanged parameters, the ratio to the sampled density is 1.
+    """Re-evaluated with unchanged parameters, every step's ratio to its sampled density is 1.
 
-    A step of standard deviation s makes of a point's rounding 1 / s as much in its log-density.
+    A step of standard deviation s makes of a point's rounding 1 / s as much in its log-density: in
+    float32 the ratio is 1 within 1e-6 where s is 0.1 or more, and within 1e-6 / s below (here in
+    the last steps of DDPM and DDS).
     """
     policy = make_policy(SCHEDULES[name]((3,)), dtype)
     batch = sample(policy, 50, dtype=dtype)
     assert batch.states.dtype == dtype
     again = evaluate(policy, batch, frozenset()).log_pf
-    smallest = policy.env.forward.s[policy.env.drawn]
-    precise = not len(smallest) or float(smallest.min()) > 0.1 or dtype == torch.float64
-    bound = 1e-6 if precise else 1e-5
-    assert ((again - batch.log_pf_old).exp() - 1).abs().max() < bound
+    s = policy.env.forward.s
+    small = (s > 0) & (s < 0.1) & (dtype == torch.float32)
+    bound = torch.where(small, 1e-6 / s, 1e-6)
+    assert (((again - batch.log_pf_old).exp() - 1).abs() < bound).all()
     policy.env.check(batch)
 
 
@@ -210,7 +212,7 @@ def test_batches_are_joined_stored_and_replayed():
     assert len(replay) == 6
     again = replay.sample(10, torch.Generator().manual_seed(0))
     log_pf = evaluate(policy, again, frozenset()).log_pf
-    assert torch.allclose(log_pf, again.log_pf_old, atol=1e-5)
+    assert torch.allclose(log_pf, again.log_pf_old, rtol=0, atol=1e-6)
 
 
 def test_another_clock_is_refused():
