@@ -15,6 +15,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 BASES = {"scenevec": 0.4585, "shapes16": 0.425}
 """Strict rewards of the base models on training prompts."""
 LABELS = {
+    "base_2": "base, guidance 2",
+    "base_4": "base, guidance 4",
     "ddpo_sf": "DDPO, score function",
     "ddpo": "DDPO",
     "dpok": "DPOK",
@@ -48,7 +50,7 @@ def draw(space: str, bars: Axes, trade: Axes) -> None:
     bars.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
     bars.axvline(BASES[space], color="0.6", linestyle=":", linewidth=1)
     bars.set(xlim=(0.2, 1), ylim=(-0.5, len(names) - 0.5))
-    calls = next(iter(ends.values()))[0]["calls"]
+    calls = max(end["calls"] for row in ends.values() for end in row)
     bars.set_title(f"{space} after {calls:,} reward calls; base dotted", fontsize=9)
     for name in names:
         x, y = ([end[key] for end in ends[name]] for key in ("kl", "strict_train"))
