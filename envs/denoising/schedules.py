@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ SAMPLERS: dict[str, Callable[..., Steps]] = {
 LEFT = 0.05
 """Noise that may be left where a schedule ends, as a share of the signal."""
 
+KNOWN = 0.5
+"""Signal that may be there where a schedule starts, as a share of the noise: walks start from pure
+noise, and published schedulers with few steps from a little less."""
+
 
 def flow(
     state_shape: Sequence[int],
@@ -47,15 +52,21 @@ def flow(
         **options: settings of the sampler, such as `noise`.
 
     Raises:
-        ValueError: an unknown sampler, noise below 0, or times that do not fall from at most 1
-            to 0.
+        ValueError: an unknown sampler, settings it does not have, noise below 0, or times that do
+            not fall from noise, 1 or close to it, to 0.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+    known = list(signature(SAMPLERS[sampler]).parameters)[2:]
+    for name in options:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"unknown setting {name!r} of the sampler {sampler!r}: {has}")
     if not options.get("noise", 0) >= 0:
         raise ValueError(f"noise must be at least 0, not {options['noise']}")
     times = times.double()
     _check_falling(times)
+    _check_start(tables.linear_path(times))
     t, t_next = times[:-1], times[1:]
     return _on_path(
         state_shape,
@@ -134,13 +145,14 @@ def diffusion(
         prediction: what the network predicts, one of `PREDICTIONS`.
 
     Raises:
-        ValueError: alphas that do not rise within (0, 1] to data, or eta outside [0, 1].
+        ValueError: alphas that do not rise within (0, 1] from noise to data, or eta outside [0, 1].
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], not {eta}: 0 is deterministic, 1 is DDPM")
     signal = signal.double()
     if not bool((signal.diff() > 0).all() and (signal > 0).all() and (signal <= 1).all()):
         raise ValueError("the cumulative alphas of a walk to data must rise within (0, 1]")
+    _check_start(tables.variance_preserving(signal))
     return _on_path(
         state_shape,
         tables.ddim(signal[:-1], signal[1:], eta),
@@ -250,6 +262,16 @@ def _on_path(
         lengths=lengths,
         linear=None if linear is None else (linear, given),
     )
+
+
+def _check_start(path: Path) -> None:
+    """The starting noise N(0, I) must be what the path has there."""
+    known = float(path.signal[0] / path.noise[0])
+    if not known <= KNOWN:
+        raise ValueError(
+            f"the schedule does not start at noise: signal of {known:.3g} times the noise is there "
+            "at its first time, and walks start from N(0, I)"
+        )
 
 
 def _check_variance(variance: float) -> None:

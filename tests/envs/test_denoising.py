@@ -290,8 +290,23 @@ def test_schedules_that_do_not_end_at_data_are_refused():
         diffusion((3,), torch.linspace(0.9, 0.1, 5), clock=time_grid(4))
     with pytest.raises(ValueError, match="unknown sampler 'heun'"):
         flow((3,), time_grid(4), "heun")
+    with pytest.raises(ValueError, match=r"unknown setting 'eta' .*flow_sde.*: it has noise"):
+        flow((3,), time_grid(4), eta=0.5)
+    with pytest.raises(ValueError, match=r"unknown setting 'noise' .*dpm_sde.*: it has none"):
+        flow((3,), time_grid(4), "dpm_sde", noise=0.5)
     with pytest.raises(ValueError, match=r"need tables of 7 steps"):
         flow((3,), time_grid(9), clock=time_grid(7))
+
+
+def test_schedules_that_do_not_start_at_noise_are_refused():
+    """The source is N(0, I), which is not what a path has on its way."""
+    with pytest.raises(ValueError, match="does not start at noise: signal of 1 times the noise"):
+        flow((3,), 0.5 * time_grid(4))
+    with pytest.raises(ValueError, match="does not start at noise: signal of 3 times the noise"):
+        diffusion((3,), torch.linspace(0.9, 0.999, 5), clock=time_grid(4))
+    # The first of four "leading" times of Stable Diffusion has a cumulative alpha of 0.056.
+    diffusion((3,), torch.linspace(0.056, 0.999, 5), clock=time_grid(4))
+    flow((3,), 0.98 * time_grid(4))
 
 
 def test_environments_travel():
