@@ -64,9 +64,10 @@ def prepare(config: RunConfig) -> Setup:
     try:
         method = get_method(config.method)
         if method.requires or {"outcome-conditional", "clean rewards"} & set(method.tags):
+            page = "denoising" if {"prior", "clean rewards"} & set(method.tags) else "objectives"
             raise ConfigError(
                 f"method {method.name!r} needs more than settings can say: use "
-                "gflow.objectives from Python, see docs/objectives.md"
+                f"gflow.objectives from Python, see docs/{page}.md"
             )
         task = make_task(config.task, config.rewards, _task_options(config, method))
         if "paths" in method.defaults and getattr(task.env, "quiet", None) is None:

@@ -176,7 +176,8 @@ REFUSED = {
     "train molecules --rewards similar:C1CC": "RDKit cannot read 'C1CC'",
     "train molecules --rewards qed,nowhere:f": "cannot import nowhere",
     "train molecules --method mogfn": "no method 'mogfn': did you mean mogfn_pc",
-    "train molecules --method rtb": "needs more than settings can say",
+    "train molecules --method rtb": "needs more than settings can say: use gflow.objectives from "
+    "Python, see docs/denoising.md",
     "train molecules --method fl_db": "task 'molecules' does not have",
     "train molecules --method led_db": "no network for learned energies",
     "train molecules --method vargrad": "groups of at least two trajectories",
