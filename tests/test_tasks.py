@@ -1,7 +1,6 @@
 """Named tasks: what they build, what they refuse, and a few steps of each by the command line."""
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -82,9 +81,8 @@ def test_every_method_trains_on_a_grid_or_says_why_not(method, folder, capsys):
     if row.requires or {"outcome-conditional", "clean rewards"} & set(row.tags):
         with pytest.raises(SystemExit):
             main(command.split())
-        (page,) = re.findall(r"docs/\w+\.md", capsys.readouterr().err)
-        assert method.split("_")[0] in (Path(__file__).parents[1] / page).read_text()
-        assert not Path("run").exists()
+        page = "objectives" if "outcome-conditional" in row.tags else "denoising"
+        assert f"see docs/{page}.md" in capsys.readouterr().err and not Path("run").exists()
     elif "paths" in row.defaults:
         with pytest.raises(SystemExit):
             main(command.split())
