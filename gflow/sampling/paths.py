@@ -8,8 +8,11 @@ correct it.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,13 @@ class Window:
         before: "random" windows end before this step; 0 for the last one.
         every: updates that a "sliding" window stays.
         stride: steps that it then moves.
+        least: updates that it stays at its last place, if not `every`; linear in between.
+        decay: or else it stays every exp(-decay k) updates, rounded up, k places behind `after`.
+        after: place from which on it stays less.
+
+    The schedules are MixGRPO's (2025, arXiv 2507.21802), but for its last places, where the
+    released window is cut down until no step of a path has noise. A frozen window is a "random"
+    one that ends `before` its own size.
     """
 
     kind: str = "all"
@@ -47,6 +57,9 @@ class Window:
     before: int = 0
     every: int = 25
     stride: int = 1
+    least: int = 0
+    decay: float = 0.0
+    after: int = 13
 
     def __post_init__(self) -> None:
         if self.kind not in ("all", "random", "sliding"):
@@ -55,6 +68,18 @@ class Window:
             raise ValueError(f"a {self.kind} window needs size, every and stride of at least 1")
         if self.before < 0:
             raise ValueError(f"a window cannot end before step {self.before}")
+        if not 0 <= self.least <= self.every or not self.decay >= 0:
+            raise ValueError("a window's stay must fall, to `least` updates of `every` or by decay")
+        if self.least and self.decay:
+            raise ValueError("a window's stay falls linearly to `least` or by decay, not both")
+
+    def stays(self, places: int) -> list[int]:
+        """Updates that a sliding window stays at each of so many places."""
+        if self.decay:
+            behind = [max(0, place - self.after) for place in range(places)]
+            return [math.ceil(self.every * math.exp(-self.decay * k)) for k in behind]
+        least, last = self.least or self.every, max(places - 1, 1)
+        return [(self.every * (last - k) + least * k) // last for k in range(places)]
 
     def mask(self, steps: int, update: int, random: torch.Generator) -> Tensor:
         """[steps] bool.
@@ -77,7 +102,10 @@ class Window:
         if self.kind == "random":
             start = int(torch.randint(starts, (), generator=random))
         else:
-            start = self.stride * (update // self.every) % starts
+            order = [self.stride * move % starts for move in range(starts)]
+            stays = self.stays(starts)
+            ends = list(accumulate(stays[start] for start in order))
+            start = order[bisect_right(ends, update % ends[-1])]
         return (number >= start) & (number < start + self.size)
 
 

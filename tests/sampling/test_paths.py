@@ -67,6 +67,30 @@ def test_sliding_windows_visit_every_place_in_turn():
     assert [number(fast.mask(10, u, random))[0] for u in (0, 2, 3, 6, 9, 12)] == [0, 0, 2, 4, 6, 0]
 
 
+def test_sliding_windows_may_stay_less_and_less():
+    # 21 places of 4 in the 24 steps with noise: linear from 25 to 5, and 25 exp(-0.1 (l - 13)).
+    linear = Window("sliding", size=4, every=25, least=5).stays(21)
+    assert linear == [25 - k for k in range(21)]
+    falling = Window("sliding", size=4, every=25, decay=0.1).stays(21)
+    assert falling == [25] * 14 + [23, 21, 19, 17, 16, 14, 13]
+    assert Window("sliding", size=4, every=25).stays(21) == [25] * 21
+    random = torch.Generator().manual_seed(0)
+    window = Window("sliding", size=4, every=25, least=5)
+    starts = [number(window.mask(25, u, random))[0] for u in range(2 * sum(linear))]
+    assert starts == 2 * [place for place, stay in enumerate(linear) for _ in range(stay)]
+    # Each place keeps its own stay when strides visit them in another order.
+    window = Window("sliding", size=3, every=4, least=1, stride=2)
+    assert window.stays(5) == [4, 3, 2, 1, 1]
+    starts = [number(window.mask(8, u, random))[0] for u in range(11)]
+    assert starts == [0] * 4 + [2] * 2 + [4] + [1] * 3 + [3]
+
+
+def test_a_frozen_window_is_a_random_one_without_a_choice():
+    window = Window("random", size=4, before=4)
+    random = torch.Generator().manual_seed(0)
+    assert all(number(window.mask(25, u, random)) == [0, 1, 2, 3] for u in range(50))
+
+
 def test_random_windows_are_even_over_their_range():
     window = Window("random", size=2, before=5)
     random = torch.Generator().manual_seed(0)
@@ -342,3 +366,8 @@ def test_settings_that_make_no_sense_are_refused():
             strategy(make(steps=1), window=window)()
     with pytest.raises(ValueError, match="cannot end before step -2"):
         Window(before=-2)
+    for stay in ({"least": 30}, {"least": -1}, {"decay": -0.1}):
+        with pytest.raises(ValueError, match="a window's stay must fall"):
+            Window("sliding", size=4, **stay)
+    with pytest.raises(ValueError, match="not both"):
+        Window("sliding", size=4, least=5, decay=0.1)
