@@ -15,6 +15,7 @@ from gflow.mdp.collective import gather
 from gflow.objectives.policy_gradient.advantage import all_groups
 from gflow.objectives.policy_gradient.advantages import advantage, weighted_total
 from gflow.objectives.policy_gradient.buffer import RewardBuffer
+from gflow.objectives.policy_gradient.groups import Groups
 from gflow.objectives.policy_gradient.paths import (
     POWERS,
     WEIGHTS,
@@ -57,6 +58,10 @@ class PathGradient:
         weight: see `path_weights`.
         kl_weight: weight of the divergence to the policy's reference; 0 for none.
         kl_scale: "exact", or "time" to multiply it by the step's length, as Flow-GRPO's release.
+        best_of: learn from so many paths of each group only, half of them the best and half the
+            worst; advantages are those among all. 0 for all (DanceGRPO takes 8 of 24 videos).
+        drop_even: leave out paths with advantage 0, such as groups of equal rewards, which cost
+            as much as others and teach nothing.
     """
 
     combine: str = "sum_then_norm"
@@ -75,6 +80,8 @@ class PathGradient:
     kl_scale: str = "exact"
     buffer: int = 0
     least: int = 16
+    best_of: int = 0
+    drop_even: bool = False
     memory: RewardBuffer | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +94,12 @@ class PathGradient:
         low, high = self.clip
         if not 0 <= low <= 1 <= high:
             raise ValueError(f"clip bounds must hold 1 between them, not {low} and {high}")
+        if self.best_of < 0 or self.best_of % 2:
+            raise ValueError(f"best_of takes as many good paths as bad ones, not {self.best_of}")
+        if self.drop_even and self.baseline == "value":
+            raise ValueError(
+                "a value baseline leaves no advantage at 0, so drop_even has no effect"
+            )
 
     def fresh(self) -> PathGradient:
         """This objective with an empty memory of its own, or itself where it needs none."""
@@ -115,6 +128,9 @@ class PathGradient:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        if self.best_of or self.drop_even:
+            kept = self._kept(batch, better)
+            batch, better = batch.rows(kept), better[kept]
         spread = batch.valid.to(better.dtype)
         batch = replace(batch, advantage=better.unsqueeze(1) * spread)
         if self.baseline == "value":
@@ -209,6 +225,24 @@ class PathGradient:
             preference = torch.full_like(rewards, 1 / rewards.shape[1])
         weights = preference.to(rewards)
         return rewards, weighted_total(rewards, weights), weights
+
+    def _kept(self, batch: Trajectories, better: Tensor) -> Tensor:
+        """The paths to learn from, all of them where none would be left, [B] bool."""
+        kept = torch.ones_like(better, dtype=torch.bool)
+        if self.drop_even and bool(better.any()):
+            kept = better != 0
+        if self.best_of:
+            assert batch.group is not None
+            groups = Groups.of(batch.group)
+            # By group, and within each from worst to best.
+            order = better.argsort(stable=True)
+            order = order[groups.member[order].argsort(stable=True)]
+            rank = torch.empty_like(order)
+            rank[order] = torch.arange(len(order), device=order.device)
+            rank -= groups.spread(groups.starts)
+            half = self.best_of // 2
+            kept &= (rank < half) | (rank >= groups.spread(groups.sizes) - half)
+        return kept
 
     def _advantages(self, batch: Trajectories) -> Tensor:
         """What is better than expected in each path, [B], among those of all processes."""

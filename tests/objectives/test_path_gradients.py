@@ -167,6 +167,45 @@ def test_only_steps_with_noise_are_learned_from():
         PLAIN(policy, batch)
 
 
+def test_the_best_and_the_worst_of_a_group_with_the_advantages_of_all():
+    policy = gauss1d.make()
+    batch = paths(policy, 48)
+    batch.group = torch.arange(48) % 2
+    plain = PathGradient().prepare(policy, batch)
+    chosen = PathGradient(best_of=8).prepare(policy, batch)
+    assert chosen.n == 16
+    for group in range(2):
+        rows = plain.rows(plain.group == group)
+        order = rows.rewards[:, 0].argsort()
+        wanted = torch.cat([order[:4], order[-4:]]).sort().values
+        found = chosen.rows(chosen.group == group)
+        assert torch.equal(found.states, rows.states[wanted])
+        assert torch.equal(found.advantage, rows.advantage[wanted])
+    # Groups no larger than that are kept whole.
+    assert PathGradient(best_of=24).prepare(policy, batch).n == 48
+    assert PathGradient(best_of=60).prepare(policy, batch).n == 48
+
+
+def test_even_groups_can_be_left_out():
+    policy = gauss1d.make()
+    batch = paths(policy, 12)
+    batch.group = torch.arange(12) // 4
+    batch.rewards[4:8] = 1.0
+    plain, fewer = PathGradient(), PathGradient(drop_even=True)
+    gradients = []
+    for objective in (plain, fewer):
+        policy.zero_grad()
+        prepared = objective.prepare(policy, batch)
+        objective(policy, prepared).value.backward()
+        gradients.append(policy.network.theta.grad.clone())
+    assert prepared.group.unique().tolist() == [0, 2]
+    # The same direction: means run over 8 paths, not 12.
+    assert torch.allclose(gradients[0] * 12 / 8, gradients[1])
+    batch.rewards[:] = 1.0
+    with pytest.warns(RuntimeWarning, match="nothing to teach"):
+        assert fewer.prepare(policy, batch).n == 12
+
+
 def test_order_of_paths_and_steps_does_not_matter():
     policy = gauss1d.make()
     batch = PLAIN.prepare(policy, paths(policy, 64))

@@ -223,6 +223,8 @@ def test_bad_settings_are_refused():
         ({"scale": "std"}, "unknown scale"),
         ({"baseline": "mean"}, "unknown baseline"),
         ({"kl_scale": "h"}, "unknown kl_scale"),
+        ({"best_of": 3}, "as many good paths as bad"),
+        ({"drop_even": True, "baseline": "value"}, "drop_even has no effect"),
     ):
         with pytest.raises(ValueError, match=words):
             PathGradient(**changes)
