@@ -87,7 +87,10 @@ def on_linear_path(env: Denoising) -> tuple[Tensor, str]:
         ValueError: the schedule is not one of `flow`.
     """
     if env.linear is None:
-        raise ValueError("this needs a schedule of `flow`: the walk is not on the linear path")
+        raise ValueError(
+            "only a schedule of `flow` can be walked at other times: this one is not on the linear "
+            "path"
+        )
     return env.linear
 
 
@@ -111,8 +114,8 @@ def at_times(env: Denoising, times: Tensor) -> Denoising:
 
     if not torch.allclose(fed(grid), clock, rtol=0, atol=1e-5 * float(clock.abs().max())):
         raise ValueError(
-            "this needs a clock that is linear in time: nothing says what to feed the network "
-            "between the schedule's steps"
+            "a flow can only be walked at other times with a clock that is linear in time: nothing "
+            "else says what to feed the network between its steps"
         )
     steps = tables.euler(times[:-1], times[1:])
     return _on_path(

@@ -317,7 +317,7 @@ def test_a_rest_that_nothing_defines_is_refused():
     options = {"window": Window("sliding", size=2), "compression": Compression(0.4)}
     signal = torch.linspace(0.1, 0.998, STEPS + 1)
     env = diffusion((3,), signal, clock=1000 * time_grid(STEPS))
-    with pytest.raises(ValueError, match="not on the linear path"):
+    with pytest.raises(ValueError, match="only a schedule of `flow`"):
         strategy(DenoiserPolicy(env, Pull(), condition_size=1), **options)
     env = flow((3,), time_grid(STEPS), clock=time_grid(STEPS).sqrt())
     with pytest.raises(ValueError, match="clock that is linear in time"):
