@@ -117,15 +117,14 @@ def draw(
         )
     assert batch.log_pf_old is not None
     objects = setup.task.objects(batch)
-    keys = [setup.task.key(item) for item in objects]
     scorer = make_scorer(setup, store)
     reasons: list[str | None] = [None] * n
     if isinstance(scorer.oracle, OracleRunner):
         with scorer.oracle as runner:
             scores = runner.evaluate(objects)
-        rewards, reasons = scores.rewards, scores.reasons
+        keys, rewards, reasons = scores.keys, scores.rewards, scores.reasons
     else:
-        rewards = scorer.rewards(batch)
+        keys, rewards = setup.task.keys(batch), scorer.rewards(batch)
     return Samples(objects, keys, rewards, reasons, condition, batch.log_pf_old.sum(1))
 
 
@@ -207,6 +206,7 @@ def write_samples(setup: Setup, folder: Path, store: CandidateStore) -> list[Sam
                 "preference": (even if preference is None else preference).tolist(),
                 "inverse_temperature": float(samples.condition.inverse_temperature.mean()),
                 "objects": samples.objects,
+                "keys": samples.keys,
                 "rewards": [
                     None if any(value != value for value in row) else row
                     for row in samples.rewards.tolist()

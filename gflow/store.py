@@ -226,6 +226,12 @@ class CandidateStore:
             self._db.executemany(_UPSERT, rows)
         return len(set(keys)) - int(met)
 
+    def skip(self, n: int) -> None:
+        """Count n objects that were scored and are not kept."""
+        with self._transaction():
+            calls = self.oracle_calls + n
+            self._db.execute("INSERT OR REPLACE INTO about VALUES ('oracle_calls', ?)", (calls,))
+
     def lookup(self, keys: Sequence[str]) -> dict[str, tuple[float, ...] | str]:
         """Outcomes the current oracle version gave: rewards, or the reason of a failure.
 
@@ -288,9 +294,16 @@ class CandidateStore:
 
     @property
     def oracle_calls(self) -> int:
-        """How many objects were scored so far, failures and repetitions included."""
-        (calls,) = self._db.execute("SELECT max(oracle_call) FROM candidates").fetchone()
-        return calls or 0
+        """How many objects were scored so far, failures and those not kept included.
+
+        What was known already is no call; an object scored anew (by another version, or after a
+        failure) is.
+        """
+        rows = self._db.execute(
+            "SELECT max(oracle_call) FROM candidates UNION ALL"
+            " SELECT CAST(value AS INTEGER) FROM about WHERE name = 'oracle_calls'"
+        )
+        return max(calls or 0 for (calls,) in rows)
 
     def __len__(self) -> int:
         """Number of unique objects, failed and unscored ones included."""

@@ -58,6 +58,18 @@ def test_any_objects_come_back(tmp_path: Path) -> None:
     assert found == ["C/C=C\\C", (1, (2, 3)), 7, 0.5, ((1, 2),)]
 
 
+def test_objects_that_are_not_kept_are_counted(tmp_path: Path) -> None:
+    with CandidateStore(tmp_path / "c.sqlite", REWARDS) as store:
+        store.skip(3)
+        store.add(["a"], ["a"], torch.zeros(1, 2))
+        store.skip(2)
+        assert store.candidates()[0].oracle_call == 4
+    with CandidateStore(tmp_path / "c.sqlite") as store:
+        assert store.oracle_calls == 6
+        store.add(["a", "b"], ["a", "b"], torch.zeros(2, 2))
+        assert store.oracle_calls == 7 and len(store) == 2
+
+
 def test_failures_are_kept_with_reason_and_out_of_the_front(tmp_path: Path) -> None:
     with CandidateStore(tmp_path / "c.sqlite", REWARDS) as store:
         rows = [[1.0, 0.0], [NAN, 9.0], [0.0, 1.0], [0.0, 0.5], [NAN, NAN]]

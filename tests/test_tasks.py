@@ -13,6 +13,7 @@ from gflow.config import ConfigError, PolicySettings, RunConfig, SamplingSetting
 from gflow.draw import draw, load_sampler
 from gflow.objectives.catalog import METHODS
 from gflow.pareto import non_dominated
+from gflow.report.run import read_run
 from gflow.sampling import OnPolicy, Scorer
 from gflow.seeding import generator
 from gflow.setup import prepare
@@ -109,6 +110,24 @@ def test_what_methods_on_paths_have_learned_is_drawn_without_noise(folder):
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(start).sum(1)
     assert torch.allclose(drawn.log_pf, expected, atol=1e-4)
     assert setup.policy.env is setup.task.env
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [("scenevec --method dance_grpo --options.prompt=1-square", 64), ("gmm9 --method vargrad", 32)],
+)
+def test_every_point_that_was_scored_is_a_call(words, kept, folder):
+    """Scenes that read alike differ, and batches that are not kept were scored all the same."""
+    command = f"train {words} {TINY} --sampling.batch_size 32 --out run".split()
+    main([word.replace("1-square", "1 square") for word in command])
+    with CandidateStore("run/candidates.sqlite") as store:
+        found = store.candidates()
+        assert store.oracle_calls == 64 and len(found) == kept
+        assert kept == 32 or len({candidate.object for candidate in found}) < 64
+    run = read_run(Path("run"))
+    assert run.oracle_calls == 64 and len(run.samples[0].candidates) == 2
+    assert not {c.key for c in run.samples[0].candidates} & {c.key for c in found}
+    assert "64 objects scored" in Path("run/CARD.md").read_text()
 
 
 @pytest.mark.parametrize(

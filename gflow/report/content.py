@@ -35,12 +35,11 @@ class Points:
 
     def place(self, candidate: Candidate) -> int:
         """Index of the point of a candidate, made on first sight."""
-        text = as_text(candidate.object)
-        if text not in self._places:
-            self._places[text] = len(self.rows)
+        if candidate.key not in self._places:
+            self._places[candidate.key] = len(self.rows)
             self.rows.append(
                 {
-                    "text": pictures.caption(candidate.object) or text,
+                    "text": pictures.caption(candidate.object) or as_text(candidate.object),
                     "object": candidate.object,
                     "rewards": candidate.rewards,
                     "source": candidate.source,
@@ -51,7 +50,7 @@ class Points:
                     "drawing": -1,
                 }
             )
-        return self._places[text]
+        return self._places[candidate.key]
 
     def draw(self, order: Sequence[int], draw: Draw) -> list[str]:
         """Draw the points in `order`, at most `MAX_DRAWINGS` of them; drawings, each once."""

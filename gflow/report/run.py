@@ -170,7 +170,7 @@ def _front(candidates: list[Candidate], n_rewards: int) -> list[Candidate]:
 
 
 def _read_samples(path: Path, n_rewards: int, candidates: list[Candidate]) -> list[Sample]:
-    known = {as_text(candidate.object): candidate for candidate in candidates}
+    known = {candidate.key: candidate for candidate in candidates}
     samples = []
     for entry in _parse(path, json.loads, list) or []:
         try:
@@ -179,12 +179,13 @@ def _read_samples(path: Path, n_rewards: int, candidates: list[Candidate]) -> li
                 raise ValueError("no preference")
             rows = [_row(values, n_rewards) for values in entry["rewards"]]
             found = {}
-            for item, rewards in zip(entry["objects"], rows, strict=True):
-                text = as_text(item)
-                if text not in known and rewards is not None:
-                    known[text] = _sampled(item, text, rewards, preference)
-                if text in known:
-                    found[text] = known[text]
+            # Folders of earlier versions say no keys.
+            keys = entry.get("keys") or [as_text(item) for item in entry["objects"]]
+            for key, item, rewards in zip(keys, entry["objects"], rows, strict=True):
+                if key not in known and rewards is not None:
+                    known[key] = _sampled(item, key, rewards, preference)
+                if key in known:
+                    found[key] = known[key]
             good = [row for row in rows if row is not None]
             mean = [sum(column) / len(good) for column in zip(*good, strict=True)] or None
             samples.append(Sample(preference, len(rows), mean, list(found.values())))
@@ -194,10 +195,10 @@ def _read_samples(path: Path, n_rewards: int, candidates: list[Candidate]) -> li
 
 
 def _sampled(
-    item: Any, text: str, rewards: tuple[float, ...], preference: tuple[float, ...]
+    item: Any, key: str, rewards: tuple[float, ...], preference: tuple[float, ...]
 ) -> Candidate:
     return Candidate(
-        key=text, object=item, rewards=rewards, reason=None, oracle_call=None,
+        key=key, object=item, rewards=rewards, reason=None, oracle_call=None,
         preference=preference, inverse_temperature=None, log_reward=None, log_pf=None,
         source="the trained sampler", step=0, first_seen=0.0, last_seen=0.0, count=1,
     )  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from gflow.config import ConfigError, PolicySettings
 
-from .registry import Task, near, register
+from .registry import Task, near, point_key, register
 
 if TYPE_CHECKING:
     from gflow.envs.denoising.energies import Energy
@@ -144,14 +144,9 @@ def _target(
         EnergyOracle(target, env, version),
         make_policy,
         kind="point",
-        key=_spelled,
+        key=point_key,
         reference_point=(-1000.0,),
         partial_rewards=True,
         scalarization="log_linear",
         record_every=25,
     )
-
-
-def _spelled(point: Any) -> str:
-    """A point as text."""
-    return " ".join(f"{value:.6g}" for value in point.flatten().tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import typing
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from gflow.conditions import PromptConditions
 from gflow.config import ConfigError, PolicySettings
@@ -36,7 +37,7 @@ class Task:
         make_policy: the default network.
         kind: how objects are drawn and exported: "molecule", "point", "image" (with its
             prompt) or "text".
-        key: canonical key of an object.
+        key: canonical key of an object of the environment.
         reference_point: where the hypervolume is measured from, one number per reward.
         inverse_temperature: what suits the task's rewards, unless the user says otherwise.
         partial_rewards: unfinished objects have rewards too.
@@ -44,8 +45,8 @@ class Task:
         record_every: every so many batches enter the store; above 1 where every object is new
             and costs nothing.
         conditions: what the sampler is asked for, where that is more than preferences: prompts.
-        describe: objects of a batch of trajectories, where they depend on what was asked for;
-            `env.decode` by default.
+        describe: how the objects of a batch of trajectories are shown, where that depends on
+            what was asked for; `env.decode` by default.
     """
 
     env: Environment
@@ -69,6 +70,10 @@ class Task:
     def objects(self, batch: Trajectories) -> list[Any]:
         """The objects that trajectories lead to."""
         return self.describe(batch) if self.describe else self.env.decode(batch.terminal)
+
+    def keys(self, batch: Trajectories) -> list[str]:
+        """Their canonical keys, whatever they are described as."""
+        return [self.key(item) for item in self.env.decode(batch.terminal)]
 
 
 TASKS: dict[str, Callable[..., Task]] = {}
@@ -153,6 +158,11 @@ def flat_policy(env: Environment, backward: str = "uniform") -> MakePolicy:
 def names(text: str) -> list[str]:
     """The names of a list with commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def point_key(point: Tensor) -> str:
+    """The key of a point: another one for every vector."""
+    return hashlib.blake2b(point.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def data_file(path: str, name: str) -> Path:

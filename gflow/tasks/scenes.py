@@ -11,7 +11,7 @@ from gflow.conditions import Conditions, PromptConditions
 from gflow.config import PolicySettings
 from gflow.mdp import Trajectories
 
-from .registry import Task, names, register
+from .registry import Task, names, point_key, register
 
 
 @register
@@ -105,6 +105,7 @@ def _scenes(
         oracle,
         make_policy,
         kind="image" if len(env.state_shape) == 3 else "text",
+        key=point_key,
         conditions=conditions,
         describe=_drawn if len(env.state_shape) == 3 else _told,
     )

@@ -41,13 +41,14 @@ class Recorder:
 
     def __call__(self, scored: Scored) -> None:
         """Store one scored batch, or every `record_every`-th where the task asks for fewer."""
-        if self.step % self.task.record_every:
-            return
         batch = scored.batch
+        if self.step % self.task.record_every:
+            self.store.skip(batch.n)
+            return
         objects, scores = scored.objects, scored.scores
         if objects is None:
             objects = self.task.objects(batch)
-        keys = scores.keys if scores is not None else [self.task.key(item) for item in objects]
+        keys = scores.keys if scores is not None else self.task.keys(batch)
         assert batch.rewards is not None
         rewards = batch.rewards.double().cpu()
         good = torch.isfinite(rewards).all(-1)

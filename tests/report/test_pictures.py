@@ -50,7 +50,7 @@ def test_the_page_shows_pictures_with_their_prompts(tmp_path):
     assert [item["prompt"] for item in objects] == ["2 squares"] * 3
     with CandidateStore(tmp_path / "candidates.sqlite", task.oracle.rewards, "1") as store:
         rewards = torch.tensor([[0.0, 1], [1, 0], [0.5, 0.5]]).double()
-        store.add(objects, [task.key(item) for item in objects], rewards)
+        store.add(objects, task.keys(batch), rewards)
     page = write_report(tmp_path).read_text()
     assert "2 squares" in page and "javascript:alert" not in page
 
