@@ -101,8 +101,9 @@ def test_every_method_on_paths_fine_tunes_scenes(method, folder):
     assert Path("run/CARD.md").is_file()
 
 
-def test_what_methods_on_paths_have_learned_is_drawn_without_noise(folder):
+def test_what_methods_on_paths_have_learned_is_drawn_without_noise(folder, capsys):
     main(f"train scenevec --method flow_grpo {TINY} --out run".split())
+    assert "step 2  mean_strict 0" in capsys.readouterr().out
     setup = load_sampler(Path("run"))
     drawn = draw(setup, None, 4, seed=0)
     # Only the starting noise has a density: the first numbers of the draw's generator.

@@ -129,8 +129,13 @@ def _short(value: float) -> float | None:
 
 def _print_line(trainer: Trainer, info: dict[str, float]) -> None:
     if trainer.runtime.is_main:
-        points = ("elbo", "log_z_estimate", "eubo", "effective_samples")
-        shown = points if "elbo" in info else ("hypervolume", "front", "oracle_calls", "valid")
+        means = [name for name in info if name.startswith("mean_")]
+        shown = ["hypervolume", "front", "oracle_calls", "valid"]
+        if "elbo" in info:
+            shown = ["elbo", "log_z_estimate", "eubo", "effective_samples"]
+        elif len(means) == 1:
+            # The front is the best object, and the hypervolume how far it is from the reference.
+            shown = [*means, "hypervolume", "oracle_calls", "valid"]
         text = "  ".join(f"{name} {info[name]:.6g}" for name in shown if name in info)
         print(f"step {trainer.step}  {text}", flush=True)
 
