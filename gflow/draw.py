@@ -118,13 +118,13 @@ def draw(
     assert batch.log_pf_old is not None
     objects = setup.task.objects(batch)
     scorer = make_scorer(setup, store)
-    reasons: list[str | None] = [None] * n
     if isinstance(scorer.oracle, OracleRunner):
         with scorer.oracle as runner:
             scores = runner.evaluate(objects)
         keys, rewards, reasons = scores.keys, scores.rewards, scores.reasons
     else:
-        keys, rewards = setup.task.keys(batch), scorer.rewards(batch)
+        keys = setup.task.keys(batch)
+        rewards, reasons = scorer.rewards(batch)
     return Samples(objects, keys, rewards, reasons, condition, batch.log_pf_old.sum(1))
 
 

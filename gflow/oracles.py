@@ -76,7 +76,7 @@ class OracleRunner:
             Needs a process to kill, so it implies one worker. None waits for ever.
         cache: outcomes of earlier batches and runs; None remembers nothing between batches.
         max_failed: largest tolerated share, in (0, 1], of failed distinct objects in a batch.
-            A single failure never stops a run.
+            A single failure is always tolerated.
         cluster: a Ray cluster to run the workers on: "auto" for the one this machine belongs to,
             "local", or an address (extra gflow[distributed]); the oracle must be importable there.
             With workers=0 it takes one worker for each of its processors.
@@ -98,9 +98,9 @@ class OracleRunner:
         cluster: str | None = None,
     ) -> None:
         if oracle.on_states:
-            raise ValueError(f"{_name(oracle)} scores states, not objects: call it directly")
+            raise ValueError(f"{oracle_name(oracle)} scores states, not objects: call it directly")
         if not oracle.rewards:
-            raise ValueError(f"{_name(oracle)} declares no rewards")
+            raise ValueError(f"{oracle_name(oracle)} declares no rewards")
         if workers < 0:
             raise ValueError(f"workers must be 0 or more, not {workers}")
         if timeout is not None and not timeout > 0:
@@ -211,7 +211,7 @@ class OracleRunner:
         except BaseException as error:
             self.close()  # answers still under way must not meet the next batch
             if isinstance(error, WorkerError):
-                raise OracleError(f"{_name(self.oracle)}: {error}") from error
+                raise OracleError(f"{oracle_name(self.oracle)}: {error}") from error
             raise
 
     def _chunk_size(self, waiting: int) -> int:
@@ -230,14 +230,18 @@ class OracleRunner:
         reasons = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if len(reasons) < 2 or len(reasons) <= self.max_failed * len(outcomes):
             return
-        # Reasons may quote the object after the colon; what stands before it is the kind.
-        kind = Counter(reason.partition(":")[0] for reason in reasons).most_common(1)[0][0]
-        example = next(reason for reason in reasons if reason.partition(":")[0] == kind)
         raise OracleError(
-            f"{_name(self.oracle)} failed on {len(reasons)} of {len(outcomes)} objects of a "
-            f"batch, most often: {example}",
+            f"{oracle_name(self.oracle)} failed on {len(reasons)} of {len(outcomes)} objects of a "
+            f"batch, most often: {commonest(reasons)}",
             scores,
         )
+
+
+def commonest(reasons: Sequence[str]) -> str:
+    """An example of the most frequent kind of failure."""
+    # Reasons may quote the object after the colon; what stands before it is the kind.
+    kind = Counter(reason.partition(":")[0] for reason in reasons).most_common(1)[0][0]
+    return next(reason for reason in reasons if reason.partition(":")[0] == kind)
 
 
 def attempt(oracle: Oracle, objects: list[Any]) -> list[Outcome] | str:
@@ -275,19 +279,30 @@ def _outcomes(answer: Tensor, n: int, rewards: tuple[Reward, ...]) -> list[Outco
     if tuple(answer.shape) != (n, len(rewards)):
         expected = (n, len(rewards))
         return f"wrong shape: the oracle returned {tuple(answer.shape)} instead of {expected}"
-    values = answer.detach().cpu()
-    low = torch.tensor([reward.low for reward in rewards], dtype=torch.float64)
-    high = torch.tensor([reward.high for reward in rewards], dtype=torch.float64)
+    values, reasons = checked(answer.detach().cpu(), rewards)
+    return [why or tuple(row) for why, row in zip(reasons, values.tolist(), strict=True)]
+
+
+def checked(values: Tensor, rewards: Sequence[Reward]) -> tuple[Tensor, list[str | None]]:
+    """Rewards [n, K] without rows that leave the declared ranges, and why a row has none.
+
+    Returns:
+        The rewards, NaN in all columns of such rows; n reasons, None for rows without NaN.
+    """
+    low, high = (
+        torch.tensor(ends, dtype=torch.float64, device=values.device)
+        for ends in zip(*((reward.low, reward.high) for reward in rewards), strict=True)
+    )
     # float32 rounding at the ends of a range is no failure
     slack = 1e-6 * torch.where((high - low).isfinite(), high - low, 0.0)
-    good = ((values >= low - slack) & (values <= high + slack)).all(1)
-    outcomes: list[Outcome] = [tuple(row) for row in values.tolist()]
-    for index in (~good).nonzero()[:, 0].tolist():
-        outcomes[index] = _what_is_wrong(values[index].tolist(), rewards)
-    return outcomes
+    outside = ((values < low - slack) | (values > high + slack)).any(1)
+    reasons: list[str | None] = [None] * len(values)
+    for index in (outside | values.isnan().any(1)).nonzero()[:, 0].tolist():
+        reasons[index] = _what_is_wrong(values[index].tolist(), rewards)
+    return values.masked_fill(outside.unsqueeze(1), float("nan")), reasons
 
 
-def _what_is_wrong(row: list[float], rewards: tuple[Reward, ...]) -> str:
+def _what_is_wrong(row: list[float], rewards: Sequence[Reward]) -> str:
     for value, reward in zip(row, rewards, strict=True):
         if value != value:
             return f"{reward.name} is NaN"
@@ -302,7 +317,8 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _name(oracle: Oracle) -> str:
+def oracle_name(oracle: Oracle) -> str:
+    """What messages call an oracle."""
     return f"oracle {getattr(oracle, '__name__', type(oracle).__name__)}"
 
 
@@ -311,8 +327,8 @@ def _pickled(oracle: Oracle) -> bytes:
         return pickle.dumps(oracle)
     except Exception as error:
         raise OracleError(
-            f"{_name(oracle)} cannot be sent to worker processes ({_reason(error)}): define it "
-            "at the top level of an importable module, or use workers=0 without a timeout"
+            f"{oracle_name(oracle)} cannot be sent to worker processes ({_reason(error)}): define "
+            "it at the top level of an importable module, or use workers=0 without a timeout"
         ) from error
 
 

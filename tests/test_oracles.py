@@ -1,5 +1,6 @@
 """The oracle runner: each accident costs the one object that caused it, and nothing else."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from gflow.conditions import Conditions
+from gflow.mdp import Reward, States
 from gflow.oracles import OracleError, OracleRunner, Outcome, load_callable
+from gflow.sampling import OnPolicy, Scorer
+from gflow.sampling.scoring import Scored
+from tests.diamond import diamond, diamond_policy
 from tests.oracle_zoo import Traces, Unloadable, WithNone, WrongShape, Zoo
 
 
@@ -96,6 +102,44 @@ def test_an_object_without_key_fails_alone() -> None:
     scores = OracleRunner(Zoo(), key).evaluate(["ab", "?", "abc"])
     assert scores.reasons == [None, "ValueError: not a molecule", None]
     assert scores.fresh == 2 and len(set(scores.keys)) == 3
+
+
+class OneGood:
+    """The first of a batch has the height `first`, that of all others is out of range."""
+
+    rewards = (Reward("height"), Reward("width"))
+    version, seconds = "1", 0.0
+
+    def __init__(self, on_states: bool, first: float) -> None:
+        self.on_states, self.first = on_states, first
+
+    def __call__(self, objects: States | list[object]) -> torch.Tensor:
+        n = objects.n if isinstance(objects, States) else len(objects)
+        values = torch.full((n, 2), 0.5)
+        values[1:] = torch.tensor([2.0, 0.5])
+        values[0, 0] = self.first
+        return values
+
+
+@pytest.mark.parametrize("kind", ["states", "objects", "runner"])
+def test_values_out_of_range_are_failures_for_every_kind_of_oracle(kind: str) -> None:
+    def sampler(first: float) -> OnPolicy:
+        oracle: OneGood | OracleRunner = OneGood(kind == "states", first)
+        if kind == "runner":
+            number = itertools.count()
+            oracle = OracleRunner(oracle, lambda item: str(next(number)), max_failed=1.0)
+        told.clear()
+        score = Scorer(diamond(), oracle, listeners=(told.append,))
+        return OnPolicy(diamond_policy(), Conditions(2), score, 8, 0, dtype=torch.float64)
+
+    told: list[Scored] = []
+    batch = sampler(1 + 1e-7)()
+    assert batch.n == 1 and torch.isfinite(batch.log_reward).all()
+    why = "height outside its range [0, 1]: 2"
+    assert told[0].reasons == [None, *[why] * 7] and told[0].batch.rewards[1:].isnan().all()
+    with pytest.raises(OracleError, match=r"OneGood failed on all 8 objects of a batch, .*: -1$"):
+        sampler(-1.0)()
+    assert len(told) == 1 and None not in told[0].reasons
 
 
 def test_too_many_failures_stop_with_the_commonest_reason() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gflow.mdp import Environment, Oracle, States, Trajectories
-from gflow.oracles import OracleError, OracleRunner, Scores
+from gflow.oracles import OracleError, OracleRunner, Scores, checked, commonest, oracle_name
 from gflow.scalarize import log_reward, weighted_sum
 
 Scalarization = Callable[[Tensor, Tensor], Tensor]
@@ -22,16 +22,20 @@ class Scored(NamedTuple):
     Attributes:
         batch: the trajectories as sampled, with rewards (NaN rows where the oracle failed).
         objects: the decoded objects, None for oracles that read states.
-        scores: what the runner said about each object, None for oracles that read states.
+        scores: what the runner said about each object, None without a runner.
+        reasons: why a row has no rewards, None where it has.
     """
 
     batch: Trajectories
     objects: list[object] | None
     scores: Scores | None
+    reasons: list[str | None]
 
 
 class Scorer:
     """Sets `rewards` and `log_reward` of a batch; rows whose oracle failed leave the batch.
+
+    A reward outside its declared range is a failure of its object.
 
     Args:
         env: decodes terminal states.
@@ -68,7 +72,11 @@ class Scorer:
         self.scalarization, self.listeners = scalarization, listeners
 
     def __call__(self, batch: Trajectories) -> Trajectories:
-        """The batch with rewards and log-rewards, without rows that could not be scored."""
+        """The batch with rewards and log-rewards, without rows that could not be scored.
+
+        Raises:
+            OracleError: too many of them, by the runner's settings, or all of several.
+        """
         objects = scores = None
         if isinstance(self.oracle, OracleRunner):
             objects = self.env.decode(batch.terminal)
@@ -77,24 +85,28 @@ class Scorer:
             except OracleError as error:
                 if error.scores is not None:
                     batch.rewards = error.scores.rewards
-                    self._tell(Scored(batch, objects, error.scores))
+                    self._tell(Scored(batch, objects, error.scores, error.scores.reasons))
                 raise
-            rewards = scores.rewards.to(batch.valid.device)
+            rewards, reasons = scores.rewards.to(batch.valid.device), scores.reasons
         elif not self.oracle.on_states:
             objects = self.env.decode(batch.terminal)
-            rewards = self.oracle(objects).to(batch.valid.device)
+            answer = self.oracle(objects).to(batch.valid.device)
+            rewards, reasons = checked(answer, self.oracle.rewards)
         else:
-            rewards = self.rewards(batch)
+            rewards, reasons = self.rewards(batch)
         batch.rewards = rewards
-        self._tell(Scored(batch, objects, scores))
+        self._tell(Scored(batch, objects, scores, reasons))
         # A sum is finite only where every term is: one look at one number.
         if not math.isfinite(rewards.sum()):
             finite = torch.isfinite(rewards)
             batch = batch.rows(finite.any(-1) if self.scalarization is None else finite.all(-1))
-            if not batch.n and scores is None:
-                raise ValueError(
-                    f"{type(self.oracle).__name__} scored no object of a batch: all rewards are "
-                    "NaN or infinite"
+            if not batch.n and len(reasons) > 1:
+                runner = self.oracle
+                oracle = runner.oracle if isinstance(runner, OracleRunner) else runner
+                why = commonest([reason or "infinite rewards" for reason in reasons])
+                raise OracleError(
+                    f"{oracle_name(oracle)} failed on all {len(reasons)} objects of a batch, most "
+                    f"often: {why}"
                 )
         if self.scalarization is None:
             return batch
@@ -104,8 +116,8 @@ class Scorer:
             batch.partial_log_reward = self._partial_log_reward(batch)
         return batch
 
-    def rewards(self, batch: Trajectories) -> Tensor:
-        """What an oracle on states says of the terminal ones, [B, K].
+    def rewards(self, batch: Trajectories) -> tuple[Tensor, list[str | None]]:
+        """What an oracle on states says of the terminal ones, [B, K], and why it fails on some.
 
         Raises:
             ValueError: it says something else than K rewards of each.
@@ -121,7 +133,7 @@ class Scorer:
                 f"{type(self.oracle).__name__} returned rewards of shape {tuple(rewards.shape)}: "
                 f"one row for each of {wanted[0]} objects and {wanted[1]} columns are needed"
             )
-        return rewards
+        return checked(rewards, self.oracle.rewards)
 
     def _partial_log_reward(self, batch: Trajectories) -> Tensor:
         """log R of every state, [B, T + 1]: what the oracle says of parts, or of finished ones."""

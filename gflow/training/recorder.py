@@ -57,7 +57,7 @@ class Recorder:
             objects,
             keys,
             rewards,
-            None if scores is None else scores.reasons,
+            scored.reasons,
             preference=condition.preference,
             inverse_temperature=condition.inverse_temperature,
             log_pf=None if batch.log_pf_old is None else batch.log_pf_old.sum(1),

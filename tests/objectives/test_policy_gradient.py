@@ -12,6 +12,7 @@ from gflow.mdp import Condition, evaluate
 from gflow.objectives.catalog import METHODS
 from gflow.objectives.catalog.policy_gradient import ROWS
 from gflow.objectives.policy_gradient import Advantage, Gate, PolicyGradient
+from gflow.oracles import OracleError
 from gflow.sampling import OnPolicy, Scorer
 from gflow.seeding import generator
 from tests.diamond import PATHS, close, diamond, diamond_policy, walk
@@ -70,7 +71,7 @@ def test_a_batch_without_any_reward():
     oracle = Oracle(lambda states: torch.full((states.n, 2), math.nan), 2)
     score = Scorer(diamond(), oracle, scalarization=None)
     sampler = OnPolicy(diamond_policy(), Conditions(2), score, 8, 0, dtype=F64)
-    with pytest.raises(ValueError, match="Oracle scored no object of a batch"):
+    with pytest.raises(OracleError, match=r"failed on all 8 objects .* most often: r0 is NaN"):
         sampler()
 
 
