@@ -1,6 +1,7 @@
 """Samplers of points by GFlowNet objectives, where log Z or the posterior is known.
 
-    python -m benchmarks.denoising [gmm25] [many_well] [targets] [rtb] [speed] [memory] [--quick]
+    python -m benchmarks.denoising [gmm25] [many_well] [targets] [rtb] [speed] [memory] [images]
+        [--quick]
 
 Run from the repository's root. Every part prints its budget and a Markdown table; seconds are CPU
 seconds of one thread. Trained samplers are kept in `runs/denoising` and a killed part goes on from
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.denoising_cost import memory, speed
+from benchmarks.denoising_cost import images, memory, speed
 from benchmarks.tables import print_table
 from gflow.conditions import Conditions
 from gflow.envs.denoising import Denoising, brownian, denoising_diffusion, flow, time_grid
@@ -303,7 +304,7 @@ def rtb(quick: int) -> None:
 
 PARTS: dict[str, Callable[[int], None]] = {
     "gmm25": gmm25, "many_well": many_well, "targets": targets, "rtb": rtb, "speed": speed,
-    "memory": memory,
+    "memory": memory, "images": images,
 }  # fmt: skip
 
 

@@ -1,24 +1,28 @@
-"""What a step of training on denoising paths costs: time beside a flat loop, memory beside T."""
+"""What denoising costs: training beside a flat loop, memory over T, rollouts beside the network."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.tables import print_table
-from gflow.conditions import Conditions
-from gflow.envs.denoising import brownian
+from gflow.conditions import Conditions, PromptConditions
+from gflow.envs.denoising import brownian, flow, time_grid
 from gflow.envs.denoising.energies import EnergyOracle, gaussians9
+from gflow.envs.denoising.shapes import FIELDS, SPACES, train_prompts
 from gflow.objectives.balance import TrajectoryBalance
 from gflow.policies.denoiser import DenoiserPolicy, TimeMLP
 from gflow.policies.networks import time_features
-from gflow.sampling import OnPolicy, Scorer
+from gflow.policies.scenes import base_network
+from gflow.sampling import OnPolicy, Scorer, rollout
 from gflow.scalarize import log_linear
+from gflow.seeding import generator
 from gflow.training import Trainer, TrainerSettings
 
 VARIANCE = 5.0
@@ -158,5 +162,65 @@ def memory(quick: int) -> None:
         "kept for the gradient; recompute keeps the activations of 256 rows at a time, which come "
         "on top while they are used.",
         ["denoising steps", "batch", "kept for the gradient", "with recompute"],
+        rows(),
+    )
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: this process's own on the CPU, until the device is done elsewhere."""
+    if device.type == "cpu":
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+class Idle(nn.Module):
+    """A network that takes no time: it predicts the point it is shown."""
+
+    def forward(self, x: Tensor, t: Tensor, encoding: Tensor) -> Tensor:
+        return x
+
+
+def rollout_seconds(batch: int, device: torch.device, windows: int) -> list[float]:
+    """Medians of a rollout by the shapes16 base, and of one by a network that takes no time."""
+    env = flow(SPACES["shapes16"].state_shape, time_grid(10), noise=0.7)
+    prompts = train_prompts().float()
+    condition = PromptConditions(len(prompts), rows=prompts).sample(batch, generator(0, "prompts"))
+    condition, random = condition.to(device), generator(0, "rollout", device=device)
+    kept: dict[DenoiserPolicy, list[float]] = {
+        DenoiserPolicy(env, network, condition_size=len(FIELDS)).to(device): []
+        for network in (base_network("shapes16"), Idle())
+    }
+    for window in range(windows + 1):
+        for policy, seconds in kept.items():
+            start = env.initial(batch, device)
+            walk = partial(rollout, policy, start, condition, random, keep_log_pf=True)
+            spent = seconds_of(walk, device)
+            if window:
+                seconds.append(spent)
+    return [statistics.median(seconds) for seconds in kept.values()]
+
+
+def images(quick: int) -> None:
+    """Pictures of a second, and what of it the library takes."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def rows() -> Iterable[Sequence]:
+        for batch in (16, 64, 256) if device.type == "cpu" else (16, 256, 4096):
+            whole, outside = rollout_seconds(batch, device, 7 if quick == 1 else 1)
+            yield [batch, batch / whole, 1e3 * whole, 1e3 * outside, outside / whole]
+
+    clock = "CPU time, one thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print_table(
+        "Pictures per second",
+        f"10 steps of Flow-SDE by the shapes16 base, float32, {clock}; medians of 7 windows, "
+        "taking turns with the same rollout by a network that takes no time, which is what happens "
+        "outside of it.",
+        ["batch", "images/s", "rollout, ms", "outside the network, ms", "share outside"],
         rows(),
     )
