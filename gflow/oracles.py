@@ -289,6 +289,13 @@ def checked(values: Tensor, rewards: Sequence[Reward]) -> tuple[Tensor, list[str
     Returns:
         The rewards, NaN in all columns of such rows; n reasons, None for rows without NaN.
     """
+    reasons: list[str | None] = [None] * len(values)
+    if len(values):
+        least, most = (ends.tolist() for ends in values.aminmax(dim=0))
+        inside = zip(rewards, least, most, strict=True)
+        # Nearly always; false where there is a NaN.
+        if all(reward.low <= a and b <= reward.high for reward, a, b in inside):
+            return values, reasons
     low, high = (
         torch.tensor(ends, dtype=torch.float64, device=values.device)
         for ends in zip(*((reward.low, reward.high) for reward in rewards), strict=True)
@@ -296,7 +303,6 @@ def checked(values: Tensor, rewards: Sequence[Reward]) -> tuple[Tensor, list[str
     # float32 rounding at the ends of a range is no failure
     slack = 1e-6 * torch.where((high - low).isfinite(), high - low, 0.0)
     outside = ((values < low - slack) | (values > high + slack)).any(1)
-    reasons: list[str | None] = [None] * len(values)
     for index in (outside | values.isnan().any(1)).nonzero()[:, 0].tolist():
         reasons[index] = _what_is_wrong(values[index].tolist(), rewards)
     return values.masked_fill(outside.unsqueeze(1), float("nan")), reasons
