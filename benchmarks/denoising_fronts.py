@@ -1,20 +1,24 @@
 """One denoiser for every preference, where the exact front is known.
 
-    python benchmarks/denoising_fronts.py
+    python benchmarks/denoising_fronts.py [plane] [scenes] [shapes16]
 
 `plane`: two goals a_1, a_2 in the plane, rewards 1 - |x - a_k|^2 / 9, and a normal base away from
 both; the Pareto set is the segment between them and the front is concave. `scenes`: "4 squares" of
 scenevec with the rewards soft, warm and cool; scenes that meet the prompt have a front of 5 points
 on a line (0 to 4 warm squares), where weighted sums only reach the ends, so the rewards are
 scalarized by Tchebycheff. Two more points belong to it: three squares are half right (soft 1/2),
-and one or two warm ones among them are shares that four squares do not have. Each preference of a
-lattice (41 and 28 of them) is asked for 16 samples. Results are printed as JSON and kept in
+and one or two warm ones among them are shares that four squares do not have. `shapes16`: the same
+problem on pictures of 16 x 16 pixels; its front is that of pictures with at most four things, which
+is all that the base has seen. Each preference of a lattice (41, 28 and 28 of them) is asked for 16
+samples. Results are printed as JSON and take the place of their problem's in
 benchmarks/results/denoising_fronts.json.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +29,11 @@ from torch import Tensor, nn
 
 from gflow.conditions import Conditions, PromptConditions, simplex_lattice
 from gflow.envs.denoising.schedules import flow
-from gflow.envs.denoising.shapes import SceneRewards, find_prompts
+from gflow.envs.denoising.shapes import SPACES, SceneRewards, find_prompts
 from gflow.envs.denoising.steps import time_grid
 from gflow.mdp import Condition, Reward, States
 from gflow.objectives.policy_gradient import PathGradient
+from gflow.objectives.policy_gradient.paths import scaled_clip
 from gflow.pareto import hypervolume, igd_plus
 from gflow.policies.denoiser import DenoiserPolicy, TimeMLP, on_schedule
 from gflow.policies.reference import Anchored
@@ -40,7 +45,8 @@ from gflow.seeding import generator
 from gflow.training import Trainer, TrainerSettings
 
 GOALS = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
-UPDATES = {"plane": 400, "scenes": 150}
+UPDATES = {"plane": 400, "scenes": 150, "shapes16": 100}
+SPACE_OF = {"scenes": "scenevec", "shapes16": "shapes16"}
 
 
 class Plane:
@@ -90,11 +96,14 @@ def run(name: str, seed: int) -> dict[str, Any]:
         network: nn.Module = Normal(further.encoding_size)
         shape, settings = (2,), {"clip": (0.98, 1.02)}
     else:
+        space = SPACE_OF[name]
         rows = find_prompts(["4 squares"]).float()
         conditions = PromptConditions(1, 3, rows, further)
-        oracle, front = SceneRewards("scenevec", ("soft", "warm", "cool")), scenes_front()
-        network = base_network("scenevec", further.encoding_size)
-        shape, settings = (32,), {"clip": (0.995, 1.005), "combine": "scalarized"}
+        oracle, front = SceneRewards(space, ("soft", "warm", "cool")), scenes_front()
+        network = base_network(space, further.encoding_size)
+        shape = SPACES[space].state_shape
+        clip = scaled_clip((0.995, 1.005), math.prod(shape), 32)
+        settings = {"clip": clip, "combine": "scalarized"}
     env = flow(shape, time_grid(10), "flow_sde", noise=0.7)
     policy = DenoiserPolicy(env, Anchored(network), condition_size=conditions.encoding_size)
     scalarization = weighted_sum if name == "plane" else tchebycheff
@@ -115,7 +124,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
         with on_schedule(policy, flow(shape, time_grid(40), "euler")):
             start = policy.env.initial(len(weights))
             batch = rollout(policy, start, asked, generator(seed, "ask"))
-        return weights, scorer.rewards(batch).double()
+        return weights, scorer.rewards(batch)[0].double()
 
     result: dict[str, Any] = {"problem": name, "seed": seed, "updates": UPDATES[name]}
     result["before"] = scores(front, *ask(), scalarization)
@@ -153,13 +162,12 @@ def scores(
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = []
-    for name in UPDATES:
-        for seed in range(3):
-            rows.append(run(name, seed))
-            print(json.dumps(rows[-1]), flush=True)
     path = Path(__file__).parent / "results" / "denoising_fronts.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    for name in sys.argv[1:] or UPDATES:
+        rows = [run(name, seed) for seed in range(3)]
+        print(json.dumps(rows, indent=1), flush=True)
+        kept = [row for row in json.loads(path.read_text()) if row["problem"] != name]
+        path.write_text(json.dumps(kept + rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
