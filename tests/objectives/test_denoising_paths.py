@@ -11,7 +11,7 @@ from gflow.conditions import Conditions
 from gflow.envs.denoising import brownian, denoising_diffusion, flow, time_grid
 from gflow.envs.denoising.energies import EnergyOracle, GaussianMixture, gaussians9
 from gflow.estimators import eubo, log_z_bounds, mode_shares
-from gflow.mdp import evaluate
+from gflow.mdp import Reward, evaluate
 from gflow.objectives.balance import (
     DetailedBalance,
     GradientBalance,
@@ -250,7 +250,7 @@ def nabla(steps=6):
 
 
 class _Tilt:
-    rewards = ("tilt",)
+    rewards = (Reward("tilt", low=-math.inf, high=math.inf),)
     version = "1"
     on_states = True
     seconds = 0.0
