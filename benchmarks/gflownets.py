@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -152,7 +153,7 @@ def fronts(quick: int) -> None:
 class TableReward:
     """exp(noise) for every state, finished or not, from a table."""
 
-    rewards = (Reward("reward"),)
+    rewards = (Reward("reward", high=math.inf),)
     version = "1"
     on_states = True
     seconds = 0.0
