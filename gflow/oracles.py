@@ -300,12 +300,13 @@ def checked(values: Tensor, rewards: Sequence[Reward]) -> tuple[Tensor, list[str
         torch.tensor(ends, dtype=torch.float64, device=values.device)
         for ends in zip(*((reward.low, reward.high) for reward in rewards), strict=True)
     )
-    # float32 rounding at the ends of a range is no failure
+    # float32 rounding at the ends of a range is no failure, and is taken back
     slack = 1e-6 * torch.where((high - low).isfinite(), high - low, 0.0)
     outside = ((values < low - slack) | (values > high + slack)).any(1)
     for index in (outside | values.isnan().any(1)).nonzero()[:, 0].tolist():
         reasons[index] = _what_is_wrong(values[index].tolist(), rewards)
-    return values.masked_fill(outside.unsqueeze(1), float("nan")), reasons
+    within = values.clamp(low.to(values), high.to(values))
+    return within.masked_fill(outside.unsqueeze(1), float("nan")), reasons
 
 
 def _what_is_wrong(row: list[float], rewards: Sequence[Reward]) -> str:

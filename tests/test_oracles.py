@@ -91,6 +91,7 @@ def test_values_keep_double_precision_and_forgive_rounding_at_the_ends() -> None
 
     scores = OracleRunner(Rounded(), str).evaluate(["x", "y"])
     assert scores.reasons == [None, None] and scores.rewards[0, 1].item() == 0.1
+    assert scores.rewards[:, 0].tolist() == [20.0, 1.0] and scores.rewards[1, 1].item() == 0.0
 
 
 def test_an_object_without_key_fails_alone() -> None:
