@@ -220,7 +220,7 @@ def test_branches_credit_their_own_noise_exactly():
         start = rows.states[:, 1].squeeze(1)
         design = torch.stack([torch.ones_like(noise), start, noise], 1)
         found = torch.linalg.lstsq(design, reward.unsqueeze(1)).solution[2, 0]
-        assert float(found) == pytest.approx(exact, rel=1e-9)
+        assert float(found.detach()) == pytest.approx(exact, rel=1e-9)
 
 
 def test_a_share_of_the_steps_is_learned_from():
