@@ -6,6 +6,8 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from gflow.pareto import non_dominated
+
 KINDS = ("random", "concave", "convex", "linear", "clustered", "tied", "degenerate")
 
 
@@ -57,3 +59,25 @@ def _slices(rows: list[tuple[Fraction, ...]]) -> Fraction:
         if thickness:
             total += thickness * _slices(active)
     return total
+
+
+def by_removal(points):
+    """HV(F) - HV(F without p) without rounding, with F the non-dominated points."""
+    kept = non_dominated(points)
+    total = exact_hypervolume(points)
+    rows = []
+    for i in range(len(points)):
+        rest = kept.clone()
+        rest[i] = False
+        rows.append(float(total - exact_hypervolume(points[rest])) if kept[i] else 0.0)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def finite_differences(function, points, step=1e-6):
+    gradient = torch.zeros_like(points)
+    for i in range(points.numel()):
+        for sign in (1, -1):
+            moved = points.clone().view(-1)
+            moved[i] += sign * step
+            gradient.view(-1)[i] += sign * function(moved.view_as(points)).sum() / (2 * step)
+    return gradient
