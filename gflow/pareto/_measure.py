@@ -85,11 +85,15 @@ class Improvement(torch.autograd.Function):
 
 def gains_in_turn(gains: Tensor, k: int, memory_budget: int) -> Tensor:
     """What each of the first k rows of [B, n, m] adds to the rest and to the rows before it."""
-    keys = torch.arange(gains.shape[1], device=gains.device)
-    keys[k:] = -1
-    keys = keys.expand(gains.shape[:2])
+    keys = turns(k, gains[..., 0])
     columns = gains.permute(2, 0, 1)
     return exclusive(columns[..., :k], columns, keys[:, :k], keys, True, memory_budget)
+
+
+def turns(k: int, rows: Tensor) -> Tensor:
+    """Keys of [B, n] rows of which the first k come one after the other, behind all others."""
+    numbers = torch.arange(rows.shape[1], device=rows.device)
+    return numbers.masked_fill(numbers >= k, -1).expand(rows.shape)
 
 
 def contributions(gains: Tensor, memory_budget: int) -> Tensor:

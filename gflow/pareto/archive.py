@@ -22,7 +22,7 @@ from gflow.pareto._check import (
 )
 from gflow.pareto._closest import flat
 from gflow.pareto._exclusive import exclusive_at
-from gflow.pareto._measure import contributions, measure
+from gflow.pareto._measure import contributions, measure, turns
 from gflow.pareto._order import ascending, marked_first, places
 from gflow.pareto.dominance import covered, crowding, non_dominated
 
@@ -251,8 +251,7 @@ class ParetoArchive:
         if k:
             entering = _places(placed[..., size:], index)
             rivals = torch.cat([entering, placed[..., :size]], -1)
-            numbers = torch.arange(k + size, device=index.device)
-            keys = numbers.masked_fill(numbers >= k, -1).expand(len(index), -1)
+            keys = turns(k, rivals[0])
             axes, budget = values.transpose(0, 1), self.memory_budget
             found = exclusive_at(entering, rivals, axes, keys[:, :k], keys, True, budget)
             gains.scatter_(1, index, found)
